@@ -1,0 +1,87 @@
+"""The error tree. Each class knows its public code and HTTP status; a message ends with the way out.
+
+SpeechError
+├── BadRequest 422            InvalidInput, IdempotencyConflict
+├── NotFound 404              JobNotFound
+├── Conflict 409              AudioNotReady
+├── Gone 410                  AudioExpired
+└── Unavailable 503           QueueFull, StoreUnavailable, StorageFull   (carry retry_after_s)
+
+What can go wrong inside the model has its own tree, in worker/engine/errors.py.
+"""
+
+from __future__ import annotations
+
+
+class SpeechError(Exception):
+    """Base of every expected failure; `retryable` says whether the same request may succeed later."""
+
+    code = "internal"
+    status = 500
+    retryable = False
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message)
+        self.message = message
+
+
+class BadRequest(SpeechError):
+    code = "bad_request"
+    status = 422
+
+
+class InvalidInput(BadRequest):
+    code = "invalid_input"
+
+
+class IdempotencyConflict(BadRequest):
+    code = "idempotency_conflict"
+
+
+class NotFound(SpeechError):
+    code = "not_found"
+    status = 404
+
+
+class JobNotFound(NotFound):
+    code = "job_not_found"
+
+
+class Conflict(SpeechError):
+    code = "conflict"
+    status = 409
+
+
+class AudioNotReady(Conflict):
+    code = "audio_not_ready"
+
+
+class Gone(SpeechError):
+    code = "gone"
+    status = 410
+
+
+class AudioExpired(Gone):
+    code = "audio_expired"
+
+
+class Unavailable(SpeechError):
+    code = "unavailable"
+    status = 503
+    retryable = True
+
+    def __init__(self, message: str, retry_after_s: int = 5) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+
+class QueueFull(Unavailable):
+    code = "queue_full"
+
+
+class StoreUnavailable(Unavailable):
+    code = "store_unavailable"
+
+
+class StorageFull(Unavailable):
+    code = "storage_full"
