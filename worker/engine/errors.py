@@ -1,0 +1,45 @@
+"""What can go wrong inside the engine. Knows no job and no HTTP; `code` is what a caller may show.
+
+EngineError
+├── ModelNotFound        nothing that is a CSM where it was looked for
+├── CheckpointInvalid    found, but damaged, incomplete or of another shape
+├── PromptTooLong        text and context leave no room for speech
+├── DeviceFailed         the device could not be used
+├── DeadlinePassed       the utterance did not end in time
+├── UtteranceCancelled
+└── EngineStopped        the engine ended before the utterance did
+"""
+
+from __future__ import annotations
+
+
+class EngineError(Exception):
+    code = "engine_error"
+
+
+class ModelNotFound(EngineError):
+    code = "model_not_found"
+
+
+class CheckpointInvalid(EngineError):
+    code = "checkpoint_invalid"
+
+
+class PromptTooLong(EngineError):
+    code = "prompt_too_long"
+
+
+class DeviceFailed(EngineError):
+    code = "device_failed"
+
+
+class DeadlinePassed(EngineError):
+    code = "timeout"
+
+
+class UtteranceCancelled(EngineError):
+    code = "cancelled"
+
+
+class EngineStopped(EngineError):
+    code = "engine_stopped"

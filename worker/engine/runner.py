@@ -1,0 +1,131 @@
+"""Runs a batch on the device: owns every tensor of the language model, one place per slot.
+
+Knows the model, keys and values, noise; knows nothing of queues, handles, text or audio.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from worker.engine.csm import Csm
+from worker.engine.kv import KvCache, PrefixCache
+from worker.engine.prompt import NO_TEXT, Prompt
+from worker.engine.sampling import NoiseSource, Sampling, choose
+from worker.engine.scheduler import Batch, Prefill, Turn
+
+SPAN_STEP = 64  # keys are read up to a multiple of this, so that few shapes occur
+
+
+@dataclass(eq=False)
+class _Speaker:
+    """What one slot's utterance needs beside its keys and values."""
+
+    prompt: Prompt
+    sampling: Sampling
+    noise: NoiseSource
+
+
+class Runner:
+    """The torch runner, for CPU and CUDA. `num_codes` is the codec's codebook size."""
+
+    def __init__(
+        self, model: Csm, *, num_slots: int, max_positions: int, num_codes: int,
+        prefix_cache_bytes: int = 0,
+    ) -> None:  # fmt: skip
+        self.model, self.num_codes = model, num_codes
+        backbone = model.spec.backbone
+        self.max_positions = min(max_positions, backbone.max_positions)
+        self.kv = KvCache(backbone, num_slots, self.max_positions, model.dtype, model.device)
+        self.prefixes = PrefixCache(prefix_cache_bytes)
+        self._hidden = torch.zeros(
+            num_slots, backbone.width, dtype=model.dtype, device=model.device
+        )
+        self._speakers: dict[Turn, _Speaker] = {}
+
+    def start(self, turn: Turn, prompt: Prompt, sampling: Sampling) -> None:
+        """Gives an admitted turn its slot; a known prefix is copied in, not computed again."""
+        spec = self.model.spec
+        noise = NoiseSource(sampling.seed, spec.num_codebooks, spec.audio_vocab)
+        self._speakers[turn] = _Speaker(prompt, sampling, noise)
+        if not turn.prefix_rows:
+            return
+        prefix = self.prefixes.get(prompt.prefix_key)
+        if prefix is not None:
+            assert turn.slot is not None
+            self.kv.copy_in(turn.slot, prefix)
+            turn.rows_done = turn.prefix_rows
+
+    def stop(self, turn: Turn) -> None:
+        self._speakers.pop(turn, None)
+
+    @torch.inference_mode()
+    def run(self, batch: Batch) -> dict[Turn, npt.NDArray[np.int64]]:
+        """Does the batch's prefills, then one frame for all who speak: their codes (K,) each."""
+        for prefill in batch.prefills:
+            self._prefill(prefill)
+        if not batch.speaking:
+            return {}
+        codes = self._frame(batch.speaking).cpu().numpy()
+        return dict(zip(batch.speaking, codes, strict=True))
+
+    def _prefill(self, prefill: Prefill) -> None:
+        turn, start, stop = prefill.turn, prefill.start, prefill.stop
+        assert turn.slot is not None
+        prompt = self._speakers[turn].prompt
+        positions = torch.arange(start, stop, device=self.model.device)
+        seen = torch.arange(stop, device=self.model.device) <= positions[:, None]  # (T, stop)
+        remember = self.kv.remember_rows(turn.slot, start, stop)
+        rows = self._embed(prompt, start, stop)
+        hidden = self.model.backbone(rows, positions.unsqueeze(0), remember, seen)
+        self._hidden[turn.slot] = hidden[0, -1]
+        if stop == turn.prefix_rows:
+            self.prefixes.put(prompt.prefix_key, self.kv.copy_out(turn.slot, stop))
+
+    def _embed(self, prompt: Prompt, start: int, stop: int) -> Tensor:
+        """Rows `start` to `stop` of a prompt as (1, T, W)."""
+        text = torch.from_numpy(prompt.text[start:stop]).to(self.model.device)
+        frames = torch.from_numpy(prompt.frames[start:stop]).to(self.model.device)
+        is_text = (text != NO_TEXT).unsqueeze(-1)
+        rows = torch.where(
+            is_text, self.model.embed_text(text.clamp(min=0)), self.model.embed_frames(frames)
+        )
+        return rows.unsqueeze(0)
+
+    def _frame(self, turns: list[Turn]) -> Tensor:
+        """Samples one frame (B, K) for `turns`, and reads it into the backbone."""
+        speakers = [self._speakers[turn] for turn in turns]
+        slots = self._tensor([turn.slot for turn in turns])
+        positions = self._tensor([turn.position for turn in turns])
+        top_k = self._tensor([s.sampling.top_k for s in speakers])
+        temperature = self._tensor([s.sampling.temperature for s in speakers], torch.float32)
+        noise = torch.stack([s.noise.next_frame() for s in speakers]).to(self.model.device)
+        max_top_k = max(s.sampling.top_k for s in speakers)
+
+        def pick(logits: Tensor, codebook: int) -> Tensor:
+            row_noise = noise[:, codebook]
+            return choose(logits, row_noise, temperature, top_k, max_top_k, self.num_codes)
+
+        codes = self.model.speak_frame(self._hidden[slots], pick)
+        self._advance(slots, positions, codes, self._span(turns))
+        return codes
+
+    def _advance(self, slots: Tensor, positions: Tensor, codes: Tensor, span: int) -> None:
+        seen = torch.arange(span, device=self.model.device) <= positions[:, None]
+        remember = self.kv.remember_frame(slots, positions, span)
+        rows = self.model.embed_frames(codes).unsqueeze(1)
+        hidden = self.model.backbone(
+            rows, positions.unsqueeze(1), remember, seen[:, None, None, :]
+        )
+        self._hidden[slots] = hidden[:, -1]
+
+    def _span(self, turns: list[Turn]) -> int:
+        longest = max(turn.position for turn in turns) + 1
+        return min(-(-longest // SPAN_STEP) * SPAN_STEP, self.max_positions)
+
+    def _tensor(self, values: list[object], dtype: torch.dtype = torch.int64) -> Tensor:
+        return torch.tensor(values, dtype=dtype, device=self.model.device)

@@ -1,0 +1,60 @@
+"""How a code is chosen from logits, per row and without a host sync; and where its noise comes from.
+
+Noise is an input, so that every backend samples alike and a row's choice depends on nothing else
+in the batch. Knows no model.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How one utterance is sampled. Temperature 0 is greedy and ignores the seed."""
+
+    temperature: float = 0.9
+    top_k: int = 50
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.temperature < float("inf"):
+            raise ValueError(f"temperature must be 0 or more, not {self.temperature}")
+        if self.top_k < 1:
+            raise ValueError(f"top_k must be 1 or more, not {self.top_k}")
+
+
+class NoiseSource:
+    """Standard exponential noise of one utterance, frame by frame, from its seed alone."""
+
+    def __init__(self, seed: int, num_codebooks: int, audio_vocab: int) -> None:
+        self._generator = torch.Generator().manual_seed(seed)
+        self._shape = (num_codebooks, audio_vocab)
+
+    def next_frame(self) -> Tensor:
+        """(K, V) float32 on the CPU."""
+        return torch.empty(self._shape).exponential_(generator=self._generator)
+
+
+def choose(
+    logits: Tensor, noise: Tensor, temperature: Tensor, top_k: Tensor, max_top_k: int, codes: int
+) -> Tensor:
+    """logits (B, V), noise (B, V) exponential, temperature (B,), top_k (B,) int64 -> codes (B,).
+
+    Keeps each row's `top_k` best (ties kept, as the reference does), then takes
+    argmax(p / noise): the exponential race, which samples p exactly (Gumbel-max in other words;
+    SesameAILabs/csm `_multinomial_sample_one_no_sync`). Rows of temperature 0 take the argmax.
+    Entries from `codes` up are reserved and never chosen: the codec has no such codes.
+    `max_top_k` bounds every row's `top_k`; it is known to the host, so that shapes stay static.
+    """
+    logits = logits.float()[:, :codes]
+    limit = min(max_top_k, codes)
+    best = logits.topk(limit, dim=-1).values
+    kth = best.gather(1, (top_k.clamp(max=limit) - 1).unsqueeze(1))
+    heat = torch.where(temperature > 0, temperature, 1.0).unsqueeze(1)
+    race = logits / heat - noise[:, :codes].log()
+    race = race.masked_fill(logits < kth, float("-inf"))
+    return torch.where(temperature.unsqueeze(1) > 0, race, logits).argmax(dim=-1)
