@@ -34,6 +34,11 @@ app = typer.Typer(
     help="EchoForge: text to speech with CSM, as durable jobs.",
 )
 
+SHOWN_DEFAULTS = {
+    "format": "by the file's extension, else wav",
+    "seed": "random",
+    "max_audio_seconds": "from the text's length",
+}
 SETTING, JOB, SERVER = "Settings", "Speech", "Server"
 
 
@@ -44,10 +49,8 @@ def _default(model: type[SpeechRequest] | type[Settings], name: str) -> str:
 def _asked(name: str, *flags: str) -> Any:
     """An option that fills a field of the request; left out, the server's default holds."""
     field = SpeechRequest.model_fields[name]
-    shown = "from the text's length" if field.default is None else _default(SpeechRequest, name)
-    if name == "seed":
-        shown = "random"
-    described = (field.description or "").replace("[", r"\[")  # no markup
+    shown = SHOWN_DEFAULTS.get(name) or _default(SpeechRequest, name)
+    described = (field.description or "How the audio is stored.").replace("[", r"\[")  # no markup
     return typer.Option(*flags, help=described, show_default=shown, rich_help_panel=JOB)
 
 
@@ -68,12 +71,7 @@ Url = Annotated[
 ]
 Text = Annotated[str, typer.Argument(help="What is spoken; `-` reads standard input.")]
 JobId = Annotated[str, typer.Argument(help="The job's id, as `echoforge submit` printed it.")]
-Format = Annotated[
-    AudioFormat | None,
-    typer.Option(
-        help="How the audio is stored.", show_default="by extension, else wav", rich_help_panel=JOB
-    ),
-]
+Format = Annotated[AudioFormat | None, _asked("format", "--format")]
 SpeakerId = Annotated[int | None, _asked("speaker_id", "--speaker-id")]
 Temperature = Annotated[float | None, _asked("temperature", "--temperature")]
 TopK = Annotated[int | None, _asked("top_k", "--top-k")]

@@ -31,7 +31,7 @@ class AudioStream:
 
     def start(self, slot: int) -> None:
         """Makes a slot fresh, for a new utterance."""
-        self._state.reset(torch.tensor([slot]))
+        self._state.reset(self._rows([slot]))
         self._pending[slot], self._num_chunks[slot] = [], 0
 
     def add(self, slot: int, codes: Codes) -> None:
@@ -55,8 +55,12 @@ class AudioStream:
     def _decode(self, slots: list[int]) -> dict[int, Audio]:
         """Slots that wait with equally many frames, in one call."""
         codes = torch.from_numpy(np.stack([np.stack(self._pending[s], axis=1) for s in slots]))
-        audio = self._codec.decode_step(codes, self._state, torch.tensor(slots)).clamp(-1, 1)
+        codes = codes.to(self._codec.device)
+        audio = self._codec.decode_step(codes, self._state, self._rows(slots)).clamp(-1, 1)
         for slot in slots:
             self._pending[slot] = []
             self._num_chunks[slot] += 1
         return dict(zip(slots, audio.float().cpu().numpy(), strict=True))
+
+    def _rows(self, slots: list[int]) -> torch.Tensor:
+        return torch.tensor(slots, device=self._codec.device)

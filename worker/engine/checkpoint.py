@@ -61,6 +61,10 @@ def load_checkpoint(path: Path, *, name: str | None = None, mimi: Path | None = 
         weights = from_original(spec, weights)
     codec = {n.removeprefix(CODEC): weights.pop(n) for n in list(weights) if n.startswith(CODEC)}
     codec_spec, codec = _codec(config, codec, mimi or path / MIMI_DIR)
+    if codec_spec.num_quantizers != spec.num_codebooks:
+        raise CheckpointInvalid(
+            f"the codec has {codec_spec.num_quantizers} codebooks, the model {spec.num_codebooks}"
+        )
     _tie(spec, weights)
     _check(csm_shapes(spec), weights, path)
     own = config.get("echoforge") or {}

@@ -65,7 +65,8 @@ class Engine:
         self.checkpoint, self.config = checkpoint, config
         device = torch.device(config.device)
         model = Csm(checkpoint.spec, _Cast(checkpoint.weights, device, config.dtype), TorchOps())
-        self.codec = Mimi(checkpoint.codec_spec, checkpoint.codec_weights)
+        codec_weights = _Cast(checkpoint.codec_weights, device, torch.float32)
+        self.codec = Mimi(checkpoint.codec_spec, codec_weights)
         self.runner = Runner(
             model,
             num_slots=config.num_slots,
@@ -217,8 +218,8 @@ class Engine:
         if segment.codes is not None:
             return segment.codes
         audio = torch.from_numpy(np.asarray(segment.audio, np.float32)).unsqueeze(0)
-        codes = self.codec.encode(audio)[0, : self.checkpoint.spec.num_codebooks]
-        return codes.T.contiguous().numpy()
+        codes = self.codec.encode(audio.to(self.codec.device))[0]
+        return codes.T.contiguous().cpu().numpy()
 
     def _frame_budget(self, utterance: Utterance, prompt: Prompt) -> int:
         return frame_budget(

@@ -27,9 +27,7 @@ from worker.engine.mimi_spec import (
 )
 from worker.engine.mimi_state import MimiState
 
-STREAM_CHUNK = (
-    16  # frames: the largest chunk a stream decodes at once, and what its ring allows for
-)
+STREAM_CHUNK = 16  # frames: the largest chunk a stream decodes at once; its ring leaves that room
 CLIP_CHUNK = 64  # frames: what a whole clip is cut into, so that a long one needs no more memory
 
 _MIN_USAGE = 1e-5
@@ -60,6 +58,10 @@ class Mimi:
         self._device = self._codebooks["semantic"].device
         exponents = torch.arange(0, spec.head_dim, 2, dtype=torch.float32) / spec.head_dim
         self._inverse_frequencies = (1.0 / spec.rope_theta**exponents).to(self._device)
+
+    @property
+    def device(self) -> torch.device:
+        return self._device
 
     def encode(self, audio: Tensor) -> Tensor:
         """Codes of a clip: (B, samples) float32 in -1..1 -> (B, num_quantizers, frames) int64.
@@ -119,8 +121,8 @@ class Mimi:
 
     def _run_conv(self, conv: Conv, x: Tensor, state: MimiState, rows: Tensor) -> Tensor:
         x = F.elu(x) if conv.is_after_elu else x
-        if not conv.is_transposed:
-            x = F.pad(x, (0, -x.shape[-1] % conv.stride))  # the end of a clip only
+        if not conv.is_transposed and (missing := -x.shape[-1] % conv.stride):
+            x = F.pad(x, (0, missing))  # the end of a clip
         if conv.context:
             x = torch.cat([state.carry(conv.name, rows), x], dim=-1)
             state.keep(conv.name, rows, x[..., -conv.context :])
@@ -224,8 +226,8 @@ class Mimi:
         """(codebooks, codebook_size, codebook_dim): each vector is the mean of what it took."""
         prefix = f"quantizer.{kind}_residual_vector_quantizer.layers"
         names = [f"{prefix}.{number}.codebook" for number in range(count)]
-        sums = torch.stack([self._weights[f"{name}.embed_sum"] for name in names])
-        usage = torch.stack([self._weights[f"{name}.cluster_usage"] for name in names])
+        sums = torch.stack([self._weights.pop(f"{name}.embed_sum") for name in names])
+        usage = torch.stack([self._weights.pop(f"{name}.cluster_usage") for name in names])
         return sums / usage.clamp(min=_MIN_USAGE)[..., None]
 
 

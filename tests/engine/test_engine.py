@@ -1,0 +1,234 @@
+"""The engine as a whole, on csm-tiny: batching, endings, prefixes, budgets, failures."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+
+from worker.engine.checkpoint import Checkpoint
+from worker.engine.engine import Engine, EngineConfig
+from worker.engine.errors import (
+    DeadlinePassed,
+    EngineStopped,
+    PromptTooLong,
+    UtteranceCancelled,
+)
+from worker.engine.sampling import Sampling
+from worker.engine.utterance import Segment, Speech, Utterance
+
+StartEngine = Callable[..., Engine]
+WAIT_S = 120.0
+
+
+def an_utterance(index: int, num_frames: int = 12) -> Utterance:
+    """Eight that differ in text, length, seed, temperature, top-k and context."""
+    rng = np.random.default_rng(index)
+    context = ()
+    if index % 3 == 2:
+        context = (Segment(1, "before", codes=rng.integers(0, 256, (5 + index, 16))),)
+    return Utterance(
+        text="word " * (1 + 7 * index),
+        speaker_id=index,
+        sampling=Sampling([0.0, 0.7, 0.9, 1.3][index % 4], top_k=[5, 50, 300][index % 3], seed=index),
+        context=context,
+        max_frames=num_frames + 3 * index,
+    )
+
+
+def speak(engine: Engine, utterance: Utterance) -> Speech:
+    return engine.submit(utterance).result(WAIT_S)
+
+
+def test_eight_utterances_together_say_exactly_what_each_says_alone(
+    start_engine: StartEngine,
+) -> None:
+    alone = start_engine(num_slots=1, prefill_rows=32)
+    expected = [speak(alone, an_utterance(i)) for i in range(8)]
+    together = start_engine(num_slots=5, prefill_rows=32)
+    handles = []
+    for index in range(8):
+        handles.append(together.submit(an_utterance(index)))
+        while handles[0].frames_done < 2 * index and not handles[0].is_done:
+            time.sleep(0.005)  # arrive at different frames
+    for handle, speech in zip(handles, expected, strict=True):
+        heard = handle.result(WAIT_S)
+        assert np.array_equal(heard.codes, speech.codes)
+        assert np.abs(heard.audio - speech.audio).max() < 1e-5
+
+
+def test_the_same_seed_says_the_same_and_another_seed_does_not(start_engine: StartEngine) -> None:
+    engine = start_engine()
+    first, again, other = (
+        speak(engine, Utterance("hello", sampling=Sampling(seed=seed), max_frames=6))
+        for seed in (1, 1, 2)
+    )
+    assert np.array_equal(first.codes, again.codes)
+    assert not np.array_equal(first.codes, other.codes)
+
+
+def test_audio_is_one_frame_of_samples_per_frame_of_codes(start_engine: StartEngine) -> None:
+    speech = speak(start_engine(), Utterance("hello", max_frames=11))
+    assert speech.sample_rate == 24_000
+    assert len(speech.audio) == 11 * 1920 == len(speech.codes) * 1920
+    assert speech.finish_reason == "length"
+    assert 0.001 < np.abs(speech.audio).max() <= 1
+    assert speech.ttfa_s is not None
+    assert speech.ttfa_s < speech.generate_s
+
+
+def test_streamed_chunks_are_the_whole_audio_and_the_first_comes_early(
+    start_engine: StartEngine,
+) -> None:
+    handle = start_engine().submit(Utterance("hello", max_frames=20))
+    chunks = list(handle.chunks())
+    assert [len(chunk) // 1920 for chunk in chunks] == [1, 2, 4, 8, 5]
+    assert np.array_equal(np.concatenate(chunks), handle.result().audio)
+
+
+def test_streamed_audio_is_the_whole_decode_of_its_codes(start_engine: StartEngine) -> None:
+    engine = start_engine()
+    speech = speak(engine, Utterance("hello", max_frames=20))
+    with torch.inference_mode():
+        whole = engine.codec.decode(torch.from_numpy(speech.codes).T[None])[0].clamp(-1, 1)
+    assert np.abs(speech.audio - whole.numpy()).max() < 1e-5
+
+
+class SilentRunner:
+    """Stands in for the runner: every turn says `script` frames, then ends."""
+
+    def __init__(self, engine: Engine, frames: int) -> None:
+        self._runner, self._frames = engine.runner, frames
+        self.max_positions = engine.runner.max_positions
+
+    def start(self, *args: object) -> None: ...
+
+    def stop(self, *args: object) -> None: ...
+
+    def run(self, batch):  # type: ignore[no-untyped-def]
+        codes = np.ones(16, np.int64)
+        return {t: codes * (t.frames_done < self._frames) for t in batch.speaking}
+
+
+@pytest.mark.parametrize("frames", [0, 1, 5])
+def test_an_all_zero_frame_ends_the_utterance_and_is_not_kept(
+    tiny: Checkpoint, frames: int
+) -> None:
+    engine = Engine(tiny, EngineConfig(num_slots=2, max_positions=256))
+    engine.runner = SilentRunner(engine, frames)  # type: ignore[assignment]
+    engine.start()
+    speech = speak(engine, Utterance("hello", max_frames=50))
+    engine.stop()
+    assert speech.finish_reason == "eos"
+    assert speech.codes.shape == (frames, 16)
+    assert len(speech.audio) == frames * 1920
+
+
+def test_a_cancelled_utterance_frees_its_slot_within_a_frame(start_engine: StartEngine) -> None:
+    engine = start_engine(num_slots=1)
+    handle = engine.submit(Utterance("for ever " * 20, max_frames=300))
+    while handle.frames_done < 3:
+        time.sleep(0.005)
+    handle.cancel()
+    waiting = engine.submit(Utterance("next", max_frames=3))
+    assert len(waiting.result(WAIT_S).codes) == 3
+    assert handle.frames_done < 300
+    with pytest.raises(UtteranceCancelled):
+        handle.result(WAIT_S)
+
+
+def test_a_waiting_utterance_can_be_cancelled(start_engine: StartEngine) -> None:
+    engine = start_engine(num_slots=1)
+    first = engine.submit(Utterance("first", max_frames=30))
+    second = engine.submit(Utterance("second", max_frames=30))
+    second.cancel()
+    with pytest.raises(UtteranceCancelled):
+        list(second.chunks())
+    assert len(first.result(WAIT_S).codes) == 30
+
+
+def test_an_utterance_past_its_deadline_ends(start_engine: StartEngine) -> None:
+    handle = start_engine().submit(Utterance("late", max_frames=400, timeout_s=0.2))
+    with pytest.raises(DeadlinePassed, match="time limit"):
+        handle.result(WAIT_S)
+
+
+def test_a_cached_prefix_changes_nothing_but_the_work(start_engine: StartEngine) -> None:
+    engine, plain = start_engine(prefill_rows=8), start_engine(prefill_rows=8, prefix_cache_bytes=0)
+    codes = np.random.default_rng(1).integers(0, 256, (30, 16))
+    context = (Segment(2, "a reference clip", codes=codes),)
+    said = [Utterance(t, 2, Sampling(seed=5), context, max_frames=8) for t in ("one", "another")]
+    heard = [speak(engine, utterance).codes for utterance in (*said, said[0])]
+    assert engine.runner.prefixes.num_hits == 2
+    assert engine.runner.prefixes.num_misses == 1
+    expected = [speak(plain, utterance).codes for utterance in (*said, said[0])]
+    assert plain.runner.prefixes.num_hits == 0
+    assert all(np.array_equal(a, b) for a, b in zip(heard, expected, strict=True))
+
+
+def test_context_given_as_audio_is_encoded(start_engine: StartEngine) -> None:
+    engine = start_engine()
+    audio = np.random.default_rng(2).normal(0, 0.2, 24_000).astype(np.float32)
+    with torch.inference_mode():
+        codes = engine.codec.encode(torch.from_numpy(audio)[None])[0].T.numpy()
+    as_audio, as_codes = (
+        speak(engine, Utterance("so", context=(Segment(1, "ref", **given),), max_frames=5)).codes
+        for given in ({"audio": audio}, {"codes": codes})
+    )
+    assert np.array_equal(as_audio, as_codes)
+
+
+def test_a_prompt_without_room_is_refused_with_the_budget(start_engine: StartEngine) -> None:
+    engine = start_engine(max_positions=128)
+    with pytest.raises(PromptTooLong, match=r"takes 106 of 128 rows.*1\.8 s.*2\.4 s were asked for"):
+        engine.submit(Utterance("x" * 101, max_frames=30))
+    with pytest.raises(PromptTooLong, match="would be needed"):
+        engine.submit(Utterance("x" * 120))
+
+
+def test_without_a_limit_the_texts_length_sets_one(start_engine: StartEngine) -> None:
+    handle = start_engine().submit(Utterance("x" * 12))
+    assert handle.max_frames == int((3 + 12 / 6) * 12.5)
+    handle.cancel()
+
+
+class BrokenRunner(SilentRunner):
+    def run(self, batch):  # type: ignore[no-untyped-def]
+        raise RuntimeError("the device fell off")
+
+
+def test_a_failing_device_fails_every_waiting_utterance_and_refuses_new_ones(
+    tiny: Checkpoint,
+) -> None:
+    engine = Engine(tiny, EngineConfig(num_slots=1, max_positions=256))
+    engine.runner = BrokenRunner(engine, 0)  # type: ignore[assignment]
+    handles = [engine.submit(Utterance("hello", max_frames=5)) for _ in range(3)]
+    engine.start()
+    for handle in handles:
+        with pytest.raises(EngineStopped, match="the device fell off"):
+            handle.result(WAIT_S)
+    with pytest.raises(EngineStopped):
+        engine.submit(Utterance("hello"))
+    assert isinstance(engine.failure, RuntimeError)
+    engine.stop()
+
+
+def test_stopping_the_engine_ends_what_was_being_spoken(start_engine: StartEngine) -> None:
+    engine = start_engine()
+    handle = engine.submit(Utterance("for ever", max_frames=400))
+    threading.Timer(0.1, engine.stop).start()
+    with pytest.raises(EngineStopped):
+        handle.result(WAIT_S)
+
+
+def test_an_idle_engine_keeps_ticking(start_engine: StartEngine) -> None:
+    engine = start_engine()
+    first = engine.last_tick
+    deadline = time.monotonic() + WAIT_S
+    while engine.last_tick == first and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert engine.last_tick > first
