@@ -8,8 +8,7 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, NoReturn, cast, get_args
 
@@ -17,11 +16,19 @@ import typer
 from pydantic import ValidationError
 from rich.console import Console
 
+from client import options as opt
 from client.api_error import SpeechApiError, from_job
-from client.job_display import JobDisplay, describe, jobs_table, model_notices, notices, summary
-from client.setup_error import SetupError
+from client.exits import complain, plain_errors, usage
+from client.job_display import (
+    JobDisplay,
+    job_lines,
+    jobs_table,
+    notices,
+    server_lines,
+    summary,
+)
 from client.speech_client import DEFAULT_URL, SpeechClient
-from shared.jobs import AudioFormat, Device, JobStatus, SpeechRequest
+from shared.jobs import AudioFormat, JobStatus
 from shared.settings import Settings
 
 app = typer.Typer(
@@ -34,74 +41,19 @@ app = typer.Typer(
     help="EchoForge: text to speech with CSM, as durable jobs.",
 )
 
-SHOWN_DEFAULTS = {
-    "format": "by the file's extension, else wav",
-    "seed": "random",
-    "max_audio_seconds": "from the text's length",
-}
-SETTING, JOB, SERVER = "Settings", "Speech", "Server"
-
-
-def _default(model: type[SpeechRequest] | type[Settings], name: str) -> str:
-    return str(model.model_fields[name].default)
-
-
-def _asked(name: str, *flags: str) -> Any:
-    """An option that fills a field of the request; left out, the server's default holds."""
-    field = SpeechRequest.model_fields[name]
-    shown = SHOWN_DEFAULTS.get(name) or _default(SpeechRequest, name)
-    described = (field.description or "How the audio is stored.").replace("[", r"\[")  # no markup
-    return typer.Option(*flags, help=described, show_default=shown, rich_help_panel=JOB)
-
-
-def _setting(name: str, *flags: str, default: str | None = None) -> Any:
-    """An option that overrides a setting, which else comes from the environment."""
-    shown = default or _default(Settings, name)
-    return typer.Option(
-        *flags,
-        help=Settings.model_fields[name].description,
-        show_default=f"ECHOFORGE_{name.upper()} or {shown}",
-        rich_help_panel=SETTING,
-    )
-
-
-Url = Annotated[
-    str,
-    typer.Option("--url", envvar="ECHOFORGE_URL", help="Where the API is.", rich_help_panel=SERVER),
-]
-Text = Annotated[str, typer.Argument(help="What is spoken; `-` reads standard input.")]
-JobId = Annotated[str, typer.Argument(help="The job's id, as `echoforge submit` printed it.")]
-Format = Annotated[AudioFormat | None, _asked("format", "--format")]
-SpeakerId = Annotated[int | None, _asked("speaker_id", "--speaker-id")]
-Temperature = Annotated[float | None, _asked("temperature", "--temperature")]
-TopK = Annotated[int | None, _asked("top_k", "--top-k")]
-Seed = Annotated[int | None, _asked("seed", "--seed")]
-JobDevice = Annotated[Device | None, _asked("device", "--device")]
-MaxAudioSeconds = Annotated[float | None, _asked("max_audio_seconds", "--max-audio-seconds")]
-AsJson = Annotated[bool, typer.Option("--json", help="The API's JSON, unchanged.")]
-
-DataDir = Annotated[Path | None, _setting("data_dir", "--data")]
-RedisUrl = Annotated[str | None, _setting("redis_url", "--redis-url")]
-OwnRedisUrl = Annotated[str | None, _setting("redis_url", "--redis-url", default="its own")]
-Host = Annotated[str | None, _setting("host", "--host")]
-Port = Annotated[int | None, _setting("port", "--port")]
-Model = Annotated[str | None, _setting("model", "--model")]
-WorkerDevice = Annotated[Device | None, _setting("device", "--device")]
-Slots = Annotated[int | None, _setting("slots", "--slots")]
-
 
 @app.command(rich_help_panel="Run the server")
 def up(
-    host: Host = None,
-    port: Port = None,
-    data: DataDir = None,
-    model: Model = None,
+    host: opt.Host = None,
+    port: opt.Port = None,
+    data: opt.DataDir = None,
+    model: opt.Model = None,
     workers: Annotated[
         int, typer.Option(min=1, max=64, help="Worker processes; they share the cores evenly.")
     ] = 1,
-    device: WorkerDevice = None,
-    slots: Slots = None,
-    redis_url: OwnRedisUrl = None,
+    device: opt.WorkerDevice = None,
+    slots: opt.Slots = None,
+    redis_url: opt.OwnRedisUrl = None,
 ) -> None:
     """Start everything on this machine: Redis, the API and the workers.
 
@@ -125,16 +77,16 @@ def up(
     settings = _settings(given)
     from client.up import Up
 
-    with _plain_errors():
+    with plain_errors():
         raise typer.Exit(Up(settings, workers, given).run())
 
 
 @app.command(rich_help_panel="Run the server")
 def api(
-    host: Host = None,
-    port: Port = None,
-    data: DataDir = None,
-    redis_url: RedisUrl = None,
+    host: opt.Host = None,
+    port: opt.Port = None,
+    data: opt.DataDir = None,
+    redis_url: opt.RedisUrl = None,
 ) -> None:
     """Start the API alone, against a Redis that is already there.
 
@@ -148,11 +100,11 @@ def api(
 
 @app.command(rich_help_panel="Run the server")
 def worker(
-    model: Model = None,
-    device: WorkerDevice = None,
-    slots: Slots = None,
-    data: DataDir = None,
-    redis_url: RedisUrl = None,
+    model: opt.Model = None,
+    device: opt.WorkerDevice = None,
+    slots: opt.Slots = None,
+    data: opt.DataDir = None,
+    redis_url: opt.RedisUrl = None,
 ) -> None:
     """Start one worker alone, against a Redis that is already there.
 
@@ -167,18 +119,19 @@ def worker(
 
 @app.command(rich_help_panel="Speak")
 def say(
-    text: Text,
+    text: opt.Text,
     output: Annotated[
-        Path, typer.Option("--output", "-o", help="The file that is written.", rich_help_panel=JOB)
+        Path,
+        typer.Option("--output", "-o", help="The file that is written.", rich_help_panel=opt.JOB),
     ] = Path("speech.wav"),
-    format: Format = None,
-    speaker_id: SpeakerId = None,
-    temperature: Temperature = None,
-    top_k: TopK = None,
-    seed: Seed = None,
-    device: JobDevice = None,
-    max_audio_seconds: MaxAudioSeconds = None,
-    url: Url = DEFAULT_URL,
+    format: opt.Format = None,
+    speaker_id: opt.SpeakerId = None,
+    temperature: opt.Temperature = None,
+    top_k: opt.TopK = None,
+    seed: opt.Seed = None,
+    device: opt.JobDevice = None,
+    max_audio_seconds: opt.MaxAudioSeconds = None,
+    url: opt.Url = DEFAULT_URL,
 ) -> None:
     """Speak a text into a file: submit, wait, download. Ctrl-C cancels the job.
 
@@ -199,7 +152,7 @@ def say(
         max_audio_seconds=max_audio_seconds,
     )
     _refuse_unwritable(output)
-    with _plain_errors(), SpeechClient(url) as client:
+    with plain_errors(), SpeechClient(url) as client:
         accepted = client.generate(_text(text), **options)
         try:
             job = _watched(client, accepted["id"])
@@ -210,15 +163,15 @@ def say(
 
 @app.command(rich_help_panel="Speak")
 def submit(
-    text: Text,
-    format: Format = None,
-    speaker_id: SpeakerId = None,
-    temperature: Temperature = None,
-    top_k: TopK = None,
-    seed: Seed = None,
-    device: JobDevice = None,
-    max_audio_seconds: MaxAudioSeconds = None,
-    url: Url = DEFAULT_URL,
+    text: opt.Text,
+    format: opt.Format = None,
+    speaker_id: opt.SpeakerId = None,
+    temperature: opt.Temperature = None,
+    top_k: opt.TopK = None,
+    seed: opt.Seed = None,
+    device: opt.JobDevice = None,
+    max_audio_seconds: opt.MaxAudioSeconds = None,
+    url: opt.Url = DEFAULT_URL,
 ) -> None:
     """Submit a text and print the job's id, without waiting.
 
@@ -236,17 +189,17 @@ def submit(
         device=device,
         max_audio_seconds=max_audio_seconds,
     )
-    with _plain_errors(), SpeechClient(url) as client:
+    with plain_errors(), SpeechClient(url) as client:
         print(client.generate(_text(text), **options)["id"])
 
 
 @app.command(rich_help_panel="Speak")
 def watch(
-    job_id: JobId,
+    job_id: opt.JobId,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="Where to save the audio.")
     ] = None,
-    url: Url = DEFAULT_URL,
+    url: opt.Url = DEFAULT_URL,
 ) -> None:
     """Show a job's progress until it ends. Ctrl-C leaves the job running.
 
@@ -257,16 +210,16 @@ def watch(
     """
     if output is not None:
         _refuse_unwritable(output)
-    with _plain_errors(), SpeechClient(url) as client:
+    with plain_errors(), SpeechClient(url) as client:
         client.job(job_id)  # an unknown id, or no server, is told at once
         job = _watched(client, job_id)
         _deliver(client, job, output)
 
 
 @app.command(rich_help_panel="Speak")
-def cancel(job_id: JobId, url: Url = DEFAULT_URL) -> None:
+def cancel(job_id: opt.JobId, url: opt.Url = DEFAULT_URL) -> None:
     """Cancel a job. One that is running ends within moments; one that has ended stays as it is."""
-    with _plain_errors(), SpeechClient(url) as client:
+    with plain_errors(), SpeechClient(url) as client:
         job = client.cancel(job_id)
     is_asked = job["status"] == JobStatus.IN_PROGRESS
     print(f"{job['id']}: {'being cancelled' if is_asked else job['status']}")
@@ -275,8 +228,8 @@ def cancel(job_id: JobId, url: Url = DEFAULT_URL) -> None:
 @app.command(rich_help_panel="Look")
 def status(
     job_id: Annotated[str | None, typer.Argument(help="A job; without it, the server.")] = None,
-    as_json: AsJson = False,
-    url: Url = DEFAULT_URL,
+    as_json: opt.AsJson = False,
+    url: opt.Url = DEFAULT_URL,
 ) -> None:
     """Tell how a job is, or, without an id, how the server and its workers are.
 
@@ -286,22 +239,20 @@ def status(
       echoforge status
       echoforge status job_01997c1e8f5e7c0a9a3f2b6d11223344 --json
     """
-    with _plain_errors(), SpeechClient(url) as client:
+    with plain_errors(), SpeechClient(url) as client:
         told = client.job(job_id) if job_id else client.status()
     if as_json:
         print(json.dumps(told, indent=2, ensure_ascii=False))
-    elif job_id:
-        _print_job(told)
     else:
-        _print_server(told)
+        print("\n".join(job_lines(told) if job_id else server_lines(told)))
 
 
 @app.command(rich_help_panel="Look")
 def jobs(
     status: Annotated[JobStatus | None, typer.Option(help="Only those in this state.")] = None,
     limit: Annotated[int, typer.Option(min=1, max=10_000, help="The newest so many.")] = 20,
-    as_json: AsJson = False,
-    url: Url = DEFAULT_URL,
+    as_json: opt.AsJson = False,
+    url: opt.Url = DEFAULT_URL,
 ) -> None:
     """List the newest jobs.
 
@@ -310,7 +261,7 @@ def jobs(
     Example:
       echoforge jobs --status failed --limit 5
     """
-    with _plain_errors(), SpeechClient(url) as client:
+    with plain_errors(), SpeechClient(url) as client:
         found = client.jobs(status, limit)
     if as_json:
         print(json.dumps(found, indent=2, ensure_ascii=False))
@@ -325,7 +276,7 @@ def download(
     original: Annotated[
         bool, typer.Option("--original", help="The original names instead of transformers'.")
     ] = False,
-    to: Annotated[Path | None, _setting("model_dir", "--to")] = None,
+    to: Annotated[Path | None, opt.setting("model_dir", "--to")] = None,
 ) -> None:
     """Download a CSM checkpoint; a broken-off download is resumed by the next.
 
@@ -338,17 +289,17 @@ def download(
     target = to or _settings({}).model_dir
     from client.download import download as fetch
 
-    with _plain_errors():
+    with plain_errors():
         print(f"{fetch(target, repo, revision, original=original)} holds {repo}")
 
 
 @app.command(rich_help_panel="Set up")
-def doctor(url: Url = DEFAULT_URL) -> None:
+def doctor(url: opt.Url = DEFAULT_URL) -> None:
     """Look at this machine: what is installed, which model would speak, Redis, disk, the API."""
     settings = _settings({})
     from client.doctor import Level, examine, table
 
-    with _plain_errors():
+    with plain_errors():
         rows = list(examine(settings, url))
     Console(width=None if sys.stdout.isatty() else 160).print(table(rows))
     raise typer.Exit(int(any(row.level is Level.FAIL for row in rows)))
@@ -364,18 +315,18 @@ def _settings(given: Mapping[str, Any]) -> Settings:
     except ValidationError as error:
         wrong = error.errors()[0]
         name = ".".join(str(part) for part in wrong["loc"])
-        _usage(f"setting {name}: {wrong['msg']} (ECHOFORGE_{name.upper()} or its option)")
+        usage(f"setting {name}: {wrong['msg']} (ECHOFORGE_{name.upper()} or its option)")
 
 
 def _become(module: str, given: Mapping[str, Any]) -> NoReturn:
     """This process becomes the part, so that signals and exit code are the part's own."""
     _settings(given)
-    from client.parts import as_environment, part_argv, require
+    from client.parts import part_argv, part_environment, require
 
-    with _plain_errors():
+    with plain_errors():
         require(module)
     argv = part_argv(module)
-    os.execve(argv[0], argv, {**os.environ, **as_environment(given)})
+    os.execve(argv[0], argv, {**os.environ, **part_environment(given)})
 
 
 def _text(text: str) -> str:
@@ -387,16 +338,16 @@ def _format(format: AudioFormat | None, output: Path) -> AudioFormat:
         return format
     extension = output.suffix.lower().lstrip(".") or "wav"
     if extension not in get_args(AudioFormat):
-        _usage(f"{output}: no format is called {extension}; use .wav or .flac, or say --format")
+        usage(f"{output}: no format is called {extension}; use .wav or .flac, or say --format")
     return cast(AudioFormat, extension)
 
 
 def _refuse_unwritable(output: Path) -> None:
     """Before the job is made, not after it was spoken."""
     if output.is_dir():
-        _usage(f"{output} is a directory; name a file in it")
+        usage(f"{output} is a directory; name a file in it")
     if not output.parent.is_dir() or not os.access(output.parent, os.W_OK):
-        _usage(f"cannot write into {output.parent}; make it, or choose another --output")
+        usage(f"cannot write into {output.parent}; make it, or choose another --output")
 
 
 def _watched(client: SpeechClient, job_id: str) -> dict[str, Any]:
@@ -412,57 +363,26 @@ def _deliver(client: SpeechClient, job: dict[str, Any], output: Path | None) -> 
     if output is not None:
         client.download(job["id"], output)
     print(summary(job, str(output or job["id"])))
-    for notice in notices(job, client.status()):
+    for notice in notices(job, _status(client)):
         print(notice)
+
+
+def _status(client: SpeechClient) -> dict[str, Any]:
+    """Nothing, where it cannot be had: the speech is there, and that is what was asked for."""
+    try:
+        return client.status()
+    except SpeechApiError as error:
+        complain(f"cannot tell whether the model is trained: {error}")
+        return {}
 
 
 def _cancel_and_exit(client: SpeechClient, job_id: str) -> NoReturn:
     try:
         client.cancel(job_id)
-        _complain(f"cancelled {job_id}")
+        complain(f"cancelled {job_id}")
     except SpeechApiError as error:
-        _complain(f"{job_id} may still be running: {error}")
+        complain(f"{job_id} may still be running: {error}")
     raise typer.Exit(130)
-
-
-def _print_job(job: dict[str, Any]) -> None:
-    print(f"{job['id']}: {describe(job)}")
-    if job["status"] == JobStatus.COMPLETED and job.get("output"):
-        print(summary(job, job["result_url"]))
-    elif job.get("error"):
-        print(from_job(job).message)
-
-
-def _print_server(told: dict[str, Any]) -> None:
-    queue: dict[str, Any] = told.get("queue") or {}
-    waiting = ", ".join(f"{name} {value}" for name, value in queue.items() if value is not None)
-    print(f"queue: {waiting or 'unknown'}")
-    workers = told.get("workers") or []
-    for one in workers:
-        print(f"worker {one.get('id') or ''}: {one.get('model')} on {one.get('device')}")
-    if not workers:
-        print("no worker is ready; jobs wait until one is")
-    for notice in model_notices(told):
-        print(f"note: {notice}")
-
-
-@contextmanager
-def _plain_errors() -> Iterator[None]:
-    """One line on stderr and exit code 1, for what is expected to go wrong."""
-    try:
-        yield
-    except (SpeechApiError, SetupError, OSError) as error:
-        _complain(str(error))
-        raise typer.Exit(1) from error
-
-
-def _complain(message: str) -> None:
-    print(f"echoforge: {message}", file=sys.stderr)
-
-
-def _usage(message: str) -> NoReturn:
-    _complain(message)
-    raise typer.Exit(2)
 
 
 if __name__ == "__main__":

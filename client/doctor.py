@@ -21,9 +21,11 @@ from typing import Any
 import redis
 from rich.table import Table
 
+from client.api_error import SpeechApiError
 from client.embedded import EmbeddedRedisError, find_binary
-from client.parts import part_argv
+from client.parts import part_argv, part_environment
 from client.speech_client import SpeechClient
+from shared.redis_link import open_redis
 from shared.settings import Settings
 
 PACKAGES = {
@@ -102,6 +104,7 @@ def model_rows(describe: Sequence[str]) -> list[Row]:
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
+            env={**os.environ, **part_environment({})},
             timeout=DESCRIBE_TIMEOUT_S,
             check=False,
         )
@@ -137,34 +140,36 @@ def data_row(directory: Path) -> Row:
 
 
 def api_row(url: str) -> Row:
-    with SpeechClient(url) as client:
-        if client.is_ready():
-            return Row("API", Level.OK, f"{url} is ready")
+    try:
+        with SpeechClient(url) as client:
+            if client.is_ready():
+                return Row("API", Level.OK, f"{url} is ready")
+    except SpeechApiError as error:
+        return Row("API", Level.WARN, error.message, "give the right --url")
     return Row("API", Level.WARN, f"{url} is not ready", "echoforge up")
 
 
 def _model_row(told: dict[str, Any]) -> Row:
-    searched = [str(place) for place in told.get("searched") or []]
     if told.get("error"):
-        looked = f" (looked in {', '.join(searched)})" if searched else ""
-        return Row("model", Level.FAIL, f"{told['error']}{looked}", "echoforge download")
+        return Row("model", Level.FAIL, _with_places(told), "echoforge download")
     model = told.get("model") or {}
-    found = ", ".join(f"{name}: {value}" for name, value in model.items() if value is not None)
-    notice = model.get("notice") or model.get("model_notice")
-    return Row(
-        "model", Level.WARN if notice else Level.OK, found, "echoforge download" * bool(notice)
-    )
+    found = f"{model.get('name')} in {model.get('path')}: {model.get('why')}"
+    if model.get("is_trained", True):
+        return Row("model", Level.OK, found)
+    return Row("model", Level.WARN, f"{found}; untrained: it makes noise", "echoforge download")
+
+
+def _with_places(told: dict[str, Any]) -> str:
+    """The worker's error, and where it looked, where the error does not say it itself."""
+    error = str(told["error"])
+    missing = [str(p) for p in told.get("searched") or [] if str(p) not in error]
+    return f"{error} (looked in {', '.join(missing)})" if missing else error
 
 
 def _given_redis_row(url: str) -> Row:
-    """kombu's `redis+socket://` is redis-py's `unix://`. The address may hold a password."""
-    shown = url.rsplit("@", 1)[-1]
+    shown = url.rsplit("@", 1)[-1]  # what stands before it may be a password
     try:
-        with redis.Redis.from_url(
-            url.replace("redis+socket://", "unix://"),
-            socket_connect_timeout=2,
-            socket_timeout=2,
-        ) as server:
+        with open_redis(url) as server:
             version = server.info("server").get("redis_version")
     except (redis.RedisError, ValueError) as error:
         way_out = "start it, or correct ECHOFORGE_REDIS_URL, or unset it for the embedded one"

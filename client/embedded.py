@@ -18,6 +18,8 @@ from types import TracebackType
 from typing import Literal
 
 import redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
 
 from client.setup_error import SetupError
 from client.tether import tethered
@@ -165,7 +167,8 @@ class EmbeddedRedis:
     def await_ready(self, is_running: Callable[[], bool], timeout_s: float = READY_S) -> None:
         """Until the server answers PING; time it spends loading its data does not count."""
         deadline = time.monotonic() + timeout_s
-        with redis.Redis(unix_socket_path=str(self.socket), socket_timeout=1.0) as server:
+        path, no_retry = str(self.socket), Retry(NoBackoff(), 0)  # the loop is the retry
+        with redis.Redis(unix_socket_path=path, socket_timeout=1.0, retry=no_retry) as server:
             while (answer := _ping(server)) != "ready":
                 if not is_running():
                     raise EmbeddedRedisError(f"Redis did not start: {self._last_words()}")

@@ -76,18 +76,39 @@ def summary(job: dict[str, Any], path: str) -> str:
 
 def notices(job: dict[str, Any], status: dict[str, Any]) -> list[str]:
     """What a hearer must know: an untrained model, another device than asked for, a cut."""
-    told = [f"note: {notice}" for notice in model_notices(status, job.get("model"))]
+    told = worker_notices(status, job.get("model"))
     if job.get("device_fallback"):
-        told.append(f"note: {job['device_fallback']}")
+        told.append(job["device_fallback"])
     if (job.get("output") or {}).get("finish_reason") == "length":
-        told.append("note: the speech reached its length limit; raise --max-audio-seconds for more")
-    return told
+        told.append("the speech reached its length limit; raise --max-audio-seconds for more")
+    return [f"note: {notice}" for notice in dict.fromkeys(told)]
 
 
-def model_notices(status: dict[str, Any], model: str | None = None) -> list[str]:
-    """Each notice of the workers once; only those with `model`, where it is given."""
+def worker_notices(status: dict[str, Any], model: str | None = None) -> list[str]:
+    """Each notice of the workers once; only of those with `model`, where it is given."""
     workers = [w for w in status.get("workers") or [] if model in {None, w.get("model")}]
-    return list(dict.fromkeys(w["model_notice"] for w in workers if w.get("model_notice")))
+    told = [w.get(kind) for w in workers for kind in ("model_notice", "device_fallback")]
+    return list(dict.fromkeys(notice for notice in told if notice))
+
+
+def job_lines(job: dict[str, Any]) -> list[str]:
+    lines = [f"{job['id']}: {describe(job)}"]
+    if job["status"] == "completed" and job.get("output"):
+        lines.append(summary(job, job["result_url"]))
+    if job.get("error"):
+        lines.append(job["error"]["message"])
+    return lines
+
+
+def server_lines(status: dict[str, Any]) -> list[str]:
+    queue: dict[str, Any] = status.get("queue") or {}
+    waiting = ", ".join(f"{name} {value}" for name, value in queue.items() if value is not None)
+    lines = [f"queue: {waiting or 'unknown'}"]
+    for worker in status.get("workers") or []:
+        lines.append(f"worker {worker.get('id')}: {worker.get('model')} on {worker.get('device')}")
+    if not status.get("workers"):
+        lines.append("no worker is ready; jobs wait until one is")
+    return lines + [f"note: {notice}" for notice in worker_notices(status)]
 
 
 def jobs_table(jobs: list[dict[str, Any]]) -> Table:

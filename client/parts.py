@@ -9,11 +9,13 @@ import importlib.util
 import os
 import sys
 from collections.abc import Mapping
+from pathlib import Path
 
 from client.setup_error import SetupError
 from client.supervisor import Part
 from shared.settings import Settings
 
+HOME = Path(__file__).resolve().parents[1]  # a checkout that is not installed is found, too
 NEEDS = {"api": ("fastapi", "uvicorn"), "worker": ("torch", "av")}
 DRAIN_MARGIN_S = 10.0  # on top of drain_s: giving the rest back, letting go of the model
 REDIS_STAGE, API_STAGE, WORKER_STAGE = 0, 1, 2
@@ -33,12 +35,16 @@ def require(module: str) -> None:
 
 
 def part_argv(module: str) -> list[str]:
-    return [sys.executable, "-m", module]
+    """-P: the user's own folder may hold a package called api, and that one is not meant."""
+    return [sys.executable, "-P", "-m", module]
 
 
-def as_environment(overrides: Mapping[str, object]) -> dict[str, str]:
-    """Settings' names and values as the variables that Settings reads."""
-    return {f"ECHOFORGE_{name.upper()}": str(value) for name, value in overrides.items()}
+def part_environment(overrides: Mapping[str, object]) -> dict[str, str]:
+    """Settings' names and values as the variables that Settings reads, and where our code lies."""
+    return {
+        "PYTHONPATH": os.pathsep.join([*_python_path(), str(HOME)]),
+        **{f"ECHOFORGE_{name.upper()}": str(value) for name, value in overrides.items()},
+    }
 
 
 def api_part(env: Mapping[str, str]) -> Part:
@@ -48,12 +54,16 @@ def api_part(env: Mapping[str, str]) -> Part:
 def worker_parts(settings: Settings, num_workers: int, env: Mapping[str, str]) -> list[Part]:
     """Workers of one machine share its cores evenly, unless `threads` says how many each takes."""
     if num_workers > 1 and settings.threads == 0:
-        env = {**env, **as_environment({"threads": _share_of_cores(num_workers)})}
+        env = {**env, "ECHOFORGE_THREADS": str(_share_of_cores(num_workers))}
     grace_s = settings.drain_s + DRAIN_MARGIN_S
     return [
         Part(f"worker{n}", part_argv("worker"), env, stage=WORKER_STAGE, grace_s=grace_s)
         for n in range(1, num_workers + 1)
     ]
+
+
+def _python_path() -> list[str]:
+    return [place for place in os.environ.get("PYTHONPATH", "").split(os.pathsep) if place]
 
 
 def _share_of_cores(num_workers: int) -> int:

@@ -43,4 +43,4 @@ class StopSignals:
         now = time.monotonic()
         if now - self._last_at > SAME_PRESS_S:
             self._num_requests += 1
-        self._last_at = now
+            self._last_at = now

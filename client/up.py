@@ -14,8 +14,8 @@ from typing import Any
 
 from client.api_error import SpeechApiError
 from client.embedded import EmbeddedRedis
-from client.job_display import model_notices
-from client.parts import REDIS_STAGE, api_part, as_environment, require, worker_parts
+from client.job_display import worker_notices
+from client.parts import REDIS_STAGE, api_part, part_environment, require, worker_parts
 from client.setup_error import SetupError
 from client.speech_client import SpeechClient
 from client.stop_signals import StopSignals
@@ -68,7 +68,7 @@ class Up:
             self._start_redis(self._redis)
         if signals.is_asked:
             return
-        env = as_environment(self._given)
+        env = part_environment(self._given)
         for part in (api_part(env), *worker_parts(self._settings, self._num_workers, env)):
             self._supervisor.start(part)
 
@@ -96,7 +96,7 @@ class Up:
         except SpeechApiError:  # it was ready a moment ago, and will be again
             return False
         print(ready_line(client.base_url, status, self._num_workers), flush=True)
-        for notice in model_notices(status):
+        for notice in worker_notices(status):
             print(f"note: {notice}", flush=True)
         return True
 
@@ -124,8 +124,10 @@ def free_port(host: str, port: int) -> int:
     """`port`, or any free one for 0; UpError when the API could not listen there."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
-        with socket.create_server((host, port), family=family) as listener:
-            return int(listener.getsockname()[1])
+        with socket.socket(family) as door:
+            door.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as the API will do
+            door.bind((host, port))
+            return int(door.getsockname()[1])
     except OSError as error:
         raise UpError(
             f"cannot listen on {host}:{port} ({error.strerror}); choose another --port or --host"

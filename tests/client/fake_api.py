@@ -71,6 +71,7 @@ class FakeApi:
         self.asked: list[Asked] = []
         self.audio = AUDIO
         self.is_ready = True
+        self.workers = [{"id": "w1", "model": "csm-tiny", "device": "cpu", "model_notice": NOTICE}]
         self.extra: dict[str, Any] = {}  # laid over each job that completes
         self.faults: list[Exception | Answer | None] = []  # consumed one a request; None: no fault
 
@@ -148,8 +149,7 @@ class FakeApi:
         return Answer(204)
 
     def _status(self, asked: Asked, parts: list[str]) -> Answer:
-        worker = {"id": "w1", "model": "csm-tiny", "device": "cpu", "model_notice": NOTICE}
-        return answer(200, {"workers": [worker], "queue": {"depth": 0}})
+        return answer(200, {"workers": self.workers, "queue": {"depth": 0}})
 
     def _readyz(self, asked: Asked, parts: list[str]) -> Answer:
         return answer(200, {}) if self.is_ready else problem(503, "not_ready", "no worker")

@@ -150,6 +150,11 @@ def test_status_of_the_server_names_its_workers_and_their_notice(echoforge):
     assert NOTICE in said
 
 
+def test_status_of_a_server_without_workers_says_that_jobs_wait(echoforge, api):
+    api.workers = []
+    assert "no worker is ready; jobs wait until one is" in echoforge("status").stdout
+
+
 def test_status_of_a_job_in_words_and_in_json(echoforge):
     id = echoforge("submit", "Hello.").stdout.strip()
     assert f"{id}: queued, position 2" in echoforge("status", id).stdout
@@ -206,16 +211,21 @@ def test_every_command_has_help_with_its_defaults(echoforge):
         assert "echoforge" in result.stdout
 
 
-def test_one_part_is_started_in_place_of_the_command(tmp_path):
+def test_one_part_takes_the_commands_place_whatever_lies_in_the_users_folder(tmp_path):
     (tmp_path / "api").mkdir()
+    (tmp_path / "api" / "__init__.py").touch()
     (tmp_path / "api" / "__main__.py").write_text(
-        "import os; print(os.getpid(), os.environ['ECHOFORGE_PORT'], 'ECHOFORGE_HOST' in os.environ)"
+        "import os; print(os.getpid(), os.environ['ECHOFORGE_PORT'], os.getenv('ECHOFORGE_HOST'))"
     )
-    env = {**os.environ, "PYTHONPATH": str(ROOT)}
-    argv = [sys.executable, "-m", "client.cli", "api", "--port", "8123"]
-    with subprocess.Popen(argv, cwd=tmp_path, env=env, stdout=subprocess.PIPE, text=True) as part:
+    (tmp_path / "mine" / "api").mkdir(parents=True)
+    (tmp_path / "mine" / "api" / "__init__.py").write_text("raise SystemExit('not that one')")
+    env = {**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"}
+    argv = [sys.executable, "-P", "-m", "client.cli", "api", "--port", "8123"]
+    with subprocess.Popen(
+        argv, cwd=tmp_path / "mine", env=env, stdout=subprocess.PIPE, text=True
+    ) as part:
         said, _ = part.communicate(timeout=20)
-    assert said == f"{part.pid} 8123 False\n"
+    assert said == f"{part.pid} 8123 None\n"
 
 
 def test_the_script_speaks_through_the_public_client(api, tmp_path):

@@ -112,7 +112,7 @@ def test_a_path_too_long_for_a_socket_gets_one_elsewhere(tmp_path):
 def test_a_server_that_cannot_start_says_why(directory):
     directory.mkdir()
     (directory / "appendonlydir").write_text("no directory")
-    with pytest.raises(EmbeddedRedisError, match="Redis did not start: .*appendonlydir"):
+    with pytest.raises(EmbeddedRedisError, match=r"Redis did not start: .*appendonlydir"):
         EmbeddedRedis(directory).start()
 
 

@@ -89,7 +89,7 @@ def test_an_invalid_field_is_named_in_the_message(client):
 
 def test_an_error_page_of_a_proxy_becomes_a_readable_error(client, api):
     api.faults = [Answer(502, b"<html>Bad gateway</html>", {"Retry-After": "Mon, 23 Nov 2026"})]
-    with pytest.raises(SpeechApiError, match="HTTP 502 from http://127.0.0.1:8000/api") as caught:
+    with pytest.raises(SpeechApiError, match="HTTP 502 from http") as caught:
         client.status()
     assert caught.value.code == "http_502"
     assert caught.value.retry_after_s is None

@@ -1,0 +1,155 @@
+"""The worker process: load the model or exit, answer doorbells until SIGTERM, drain, leave.
+
+Knows how the parts are joined and in which order they start and stop; each part knows its work.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import threading
+import time
+import uuid
+from dataclasses import dataclass
+
+import torch
+from celery import Celery
+from celery.signals import worker_shutting_down
+
+from shared.audio_store import AudioStore
+from shared.doorbell import ANSWER, Doorbell, make_celery
+from shared.keys import queues_for
+from shared.settings import Settings
+from shared.store import JobStore
+from shared.ticker import Ticker
+from shared.upkeep import Upkeep
+from shared.workers import WorkerInfo
+from worker.device import OpenEngine, open_engine
+from worker.engine.engine import Engine, EngineConfig
+from worker.leases import LeaseKeeper
+from worker.model import load_model, model_notice
+from worker.speaking import Desk
+
+log = logging.getLogger(__name__)
+EXIT_FAILED = 70  # the device or the engine failed: a restart may help
+
+
+@dataclass
+class Worker:
+    """One process, one device, one loaded model."""
+
+    settings: Settings
+    opened: OpenEngine
+    store: JobStore
+    app: Celery
+
+    def __post_init__(self) -> None:
+        self.id = uuid.uuid4().hex
+        self.started_at = time.time()
+        self.audio = AudioStore(self.settings.audio_dir)
+        self.leases = LeaseKeeper(
+            self.store,
+            self.engine,
+            self.describe,
+            renew_s=self.settings.renew_s,
+            watchdog_s=self.settings.watchdog_s,
+        )
+        upkeep = Upkeep(self.store, Doorbell(self.app), self.audio)
+        self.upkeep = Ticker("upkeep", self.settings.tick_s, upkeep.tick)
+        self.desk = Desk(
+            self.store, self.engine, self.audio, self.leases,
+            worker_id=self.id, device=self.opened.device,
+        )  # fmt: skip
+
+    @property
+    def engine(self) -> Engine:
+        return self.opened.engine
+
+    def describe(self, active: int, is_draining: bool) -> WorkerInfo:
+        return WorkerInfo(
+            id=self.id,
+            host=socket.gethostname(),
+            pid=os.getpid(),
+            device=self.opened.device,
+            model=self.engine.checkpoint.name,
+            model_notice=model_notice(self.engine.checkpoint),
+            slots=self.engine.config.num_slots,
+            active=active,
+            started_at=self.started_at,
+            engine_tick_age_s=round(self.engine.tick_age_s, 2),
+            device_fallback=self.opened.fallback,
+            state="draining" if is_draining else "ready",
+        )
+
+    def run(self) -> int:
+        """Serves until SIGTERM or SIGINT, or until the engine fails; returns the exit code."""
+        self.app.task(name=ANSWER)(self.desk.answer)
+        worker_shutting_down.connect(self._drain)
+        self.engine.start()
+        self.leases.start()
+        self.upkeep.start()
+        threading.Thread(target=self._watch_engine, name="watch", daemon=True).start()
+        log.info("ready: %s", self._summary())
+        self._serve()
+        self.stop()
+        return EXIT_FAILED if self.engine.failure else 0
+
+    def stop(self) -> None:
+        self.upkeep.stop()
+        self.leases.stop()
+        self.engine.stop()
+        self.store.leave(self.id)
+
+    def _serve(self) -> None:
+        worker = self.app.Worker(
+            pool="threads",  # one process owns the device; a thread waits for each utterance
+            concurrency=self.engine.config.num_slots,
+            queues=queues_for(self.opened.device),
+            hostname=f"{self.id[:12]}@%h",
+            loglevel=self.settings.log_level,
+            without_gossip=True,  # workers say what there is to say by heartbeat, in the store
+            without_mingle=True,
+            without_heartbeat=True,
+        )
+        worker.start()
+
+    def _drain(self, **_: object) -> None:
+        """In a signal handler: no more than starting a thread is safe here."""
+        self.leases.is_draining.set()
+        drain_s = self.settings.drain_s
+        threading.Thread(target=self.leases.drain, args=(drain_s,), name="drain").start()
+
+    def _watch_engine(self) -> None:
+        """A failed engine fails its handles, whose jobs go back; then there is nothing to stay for."""
+        while self.engine.failure is None:
+            time.sleep(0.2)
+        self.leases.is_draining.set()
+        while self.leases.held:
+            time.sleep(0.05)
+        self.store.leave(self.id)
+        log.critical("the engine failed; exiting so that the supervisor starts afresh")
+        os._exit(EXIT_FAILED)
+
+    def _summary(self) -> str:
+        config, checkpoint = self.engine.config, self.engine.checkpoint
+        return (
+            f"{checkpoint.name} on {self.opened.device},"
+            f" {config.num_slots} slots of {self.engine.runner.max_positions} positions"
+        )
+
+
+def make_worker(settings: Settings) -> Worker:
+    """Loads the model onto its device. Raises `EngineError` when there is nothing to serve."""
+    if settings.threads:
+        torch.set_num_threads(settings.threads)
+    checkpoint = load_model(settings)
+    config = EngineConfig(
+        num_slots=settings.slots,
+        max_positions=settings.max_positions,
+        max_audio_s=settings.max_audio_s,
+    )
+    opened = open_engine(lambda c: Engine(checkpoint, c), config, settings.device)
+    if notice := model_notice(checkpoint):
+        log.warning("%s", notice)
+    return Worker(settings, opened, JobStore.connect(settings), make_celery(settings))
