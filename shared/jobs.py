@@ -175,7 +175,7 @@ def public_view(job: Job, *, include_text: bool = False) -> dict[str, Any]:
         "cancel_requested_at": iso(job.cancel_requested_at),
         "priority": job.request.priority,
         "queue": _queue_view(job),
-        "progress": job.progress.model_dump() if job.progress else None,
+        "progress": _progress_view(job),
         "result_url": f"{base}/audio" if ready else None,
         "output": _output_view(job.output, f"{base}/audio") if job.output and ready else None,
         "error": job.error.model_dump() if job.error else None,
@@ -195,6 +195,14 @@ def _queue_view(job: Job) -> dict[str, Any] | None:
     if job.status is not JobStatus.QUEUED:
         return None
     return {"position": job.queue_position, "estimated_start_s": job.estimated_start_s}
+
+
+def _progress_view(job: Job) -> dict[str, Any] | None:
+    if job.output is not None:
+        frames = job.progress.frames if job.progress else None
+        done = {"percent": 100, "audio_seconds": job.output.duration_s, "eta_s": 0.0}
+        return {"frames": frames, **done}
+    return job.progress.model_dump() if job.progress else None
 
 
 def _output_view(output: Output, url: str) -> dict[str, Any]:

@@ -11,11 +11,13 @@ import socket
 import threading
 import time
 import uuid
+import warnings
 from dataclasses import dataclass
 
 import torch
 from celery import Celery
-from celery.signals import worker_shutting_down
+from celery.platforms import SecurityWarning
+from celery.signals import setup_logging, worker_shutting_down
 
 from shared.audio_store import AudioStore
 from shared.doorbell import ANSWER, Doorbell, make_celery
@@ -102,12 +104,15 @@ class Worker:
         self.store.leave(self.id)
 
     def _serve(self) -> None:
+        setup_logging.connect(_keep_our_logging)
+        # Celery minds being root for pickle's sake; nothing here is ever unpickled
+        warnings.simplefilter("ignore", SecurityWarning)
         worker = self.app.Worker(
             pool="threads",  # one process owns the device; a thread waits for each utterance
             concurrency=self.engine.config.num_slots,
             queues=queues_for(self.opened.device),
-            hostname=f"{self.id[:12]}@%h",
-            loglevel=self.settings.log_level,
+            hostname=f"{self.id[:12]}@{socket.gethostname()}",
+            quiet=True,
             without_gossip=True,  # workers say what there is to say by heartbeat, in the store
             without_mingle=True,
             without_heartbeat=True,
@@ -153,3 +158,9 @@ def make_worker(settings: Settings) -> Worker:
     if notice := model_notice(checkpoint):
         log.warning("%s", notice)
     return Worker(settings, opened, JobStore.connect(settings), make_celery(settings))
+
+
+def _keep_our_logging(**_: object) -> None:
+    """Celery configures no logging where something answers this signal; doorbells are no news."""
+    for name in ("celery.worker.strategy", "celery.app.trace"):
+        logging.getLogger(name).setLevel(logging.WARNING)

@@ -40,8 +40,8 @@ def find_checkpoint(model_dir: Path, hub_cache: Path) -> Found:
     for candidate in _other_snapshots(hub_cache):
         if is_csm(candidate):
             return Found(candidate, "the Hugging Face cache, another repository that is a CSM")
-    places = "\n  ".join(places_searched(model_dir, hub_cache))
-    raise ModelNotFound(f"No CSM checkpoint found. Looked in:\n  {places}\n{WAY_OUT}")
+    places = ", ".join(places_searched(model_dir, hub_cache))
+    raise ModelNotFound(f"no CSM checkpoint found in {places}. {WAY_OUT}")
 
 
 def places_searched(model_dir: Path, hub_cache: Path) -> list[str]:
