@@ -32,7 +32,7 @@ check: $(READY) ## format, lint, types, who imports whom
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports
 
-parity: $(READY) ## CSM-1B's full shape against transformers: minutes, about 14 GB
+parity: $(READY) ## CSM-1B's full shape against transformers: minutes, about 9 GB
 	@$(BIN)/python -m pytest -m slow -s tests/engine
 
 bench: $(READY) ## s/frame and RTF at 1, 2, 4, 8 slots beside transformers, in one run

@@ -1,4 +1,4 @@
-"""The error tree. Each class knows its public code and HTTP status; a message ends with the way out.
+"""The error tree. A class knows its public code and HTTP status; a message ends with the way out.
 
 SpeechError
 ├── BadRequest 422            InvalidInput, IdempotencyConflict
@@ -14,7 +14,7 @@ from __future__ import annotations
 
 
 class SpeechError(Exception):
-    """Base of every expected failure; `retryable` says whether the same request may succeed later."""
+    """Base of every expected failure. `retryable`: the same request may succeed later."""
 
     code = "internal"
     status = 500

@@ -79,7 +79,9 @@ class SpeechRequest(BaseModel):
     @field_validator("text")
     @classmethod
     def _speakable(cls, text: str) -> str:
-        controls = {c for c in text if unicodedata.category(c) in {"Cc", "Cs"} and c not in "\n\t\r"}
+        controls = {
+            c for c in text if unicodedata.category(c) in {"Cc", "Cs"} and c not in "\n\t\r"
+        }
         if controls:
             names = ", ".join(sorted(f"U+{ord(c):04X}" for c in controls))
             raise ValueError(f"text holds control characters ({names}); remove them")
@@ -98,7 +100,7 @@ class Progress(BaseModel):
 
 
 class Output(BaseModel):
-    """A published file. `name` is the file in the audio store; the public view has a URL instead."""
+    """A published file. `name` is the file in the audio store; clients are told a URL instead."""
 
     name: str
     format: AudioFormat
@@ -155,8 +157,10 @@ def iso(seconds: float | None) -> str | None:
     """RFC 3339 with milliseconds, UTC."""
     if seconds is None:
         return None
-    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds").replace(
-        "+00:00", "Z"
+    return (
+        datetime.fromtimestamp(seconds, UTC)
+        .isoformat(timespec="milliseconds")
+        .replace("+00:00", "Z")
     )
 
 

@@ -18,10 +18,12 @@ class Settings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix="ECHOFORGE_", extra="ignore")
 
     redis_url: str = Field(
-        "redis://127.0.0.1:6379/0", description="Redis or Valkey; `redis+socket:///path` for a unix socket."
+        "redis://127.0.0.1:6379/0",
+        description="Redis or Valkey; `redis+socket:///path` for a unix socket.",
     )
     data_dir: Path = Field(
-        Path("~/.local/share/echoforge"), description="Audio, the embedded Redis and generated models."
+        Path("~/.local/share/echoforge"),
+        description="Audio, the embedded Redis and generated models.",
     )
     host: str = Field("127.0.0.1", description="Address the API listens on.")
     port: int = Field(8000, ge=0, le=65535, description="Port the API listens on.")
@@ -40,17 +42,27 @@ class Settings(BaseSettings):
         2048, ge=64, description="Rows of context a slot holds; fewer need less memory."
     )
     threads: int = Field(0, ge=0, description="Cores for the model; 0 takes all.")
-    max_audio_s: float = Field(90.0, gt=0, le=600, description="Longest audio of one job, in seconds.")
+    max_audio_s: float = Field(
+        90.0, gt=0, le=600, description="Longest audio of one job, in seconds."
+    )
 
-    max_queued: int = Field(1000, ge=1, description="Jobs waiting before new ones are refused (503).")
-    max_body_bytes: int = Field(1_048_576, ge=1024, description="Largest request body (413 beyond).")
+    max_queued: int = Field(
+        1000, ge=1, description="Jobs waiting before new ones are refused (503)."
+    )
+    max_body_bytes: int = Field(
+        1_048_576, ge=1024, description="Largest request body (413 beyond)."
+    )
     lease_s: float = Field(15.0, gt=0, description="A worker silent for so long loses its jobs.")
     renew_s: float = Field(1.0, gt=0, description="How often leases are renewed and progress told.")
-    tick_s: float = Field(3.0, gt=0, description="How often lost jobs and doorbells are looked for.")
+    tick_s: float = Field(
+        3.0, gt=0, description="How often lost jobs and doorbells are looked for."
+    )
     drain_s: float = Field(25.0, ge=0, description="On SIGTERM, time for running jobs to end.")
     watchdog_s: float = Field(60.0, gt=0, description="An engine silent for so long is given up.")
 
-    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field("INFO", description="Least level.")
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(
+        "INFO", description="Least level."
+    )
     log_format: Literal["console", "json"] = Field("console", description="console or json lines.")
 
     @property

@@ -6,43 +6,44 @@ import json
 import logging
 import os
 import sys
+from collections.abc import Callable
 
-# Bounded spinning: an OpenMP pool that spins for ever starves the threads beside it (17x measured).
-os.environ.setdefault("GOMP_SPINCOUNT", "2000")
+from pydantic import ValidationError
+
+from shared.logs import configure_logging
+from shared.settings import Settings
 
 EXIT_CONFIG = 78  # EX_CONFIG: a restart would fail in the same way
 
+# Bounded spinning, set before torch is imported: an OpenMP pool that spins for ever starves the
+# threads beside it (17 times slower was measured).
+os.environ.setdefault("GOMP_SPINCOUNT", "2000")
 
-def main() -> int:
-    from pydantic import ValidationError
 
-    from shared.logs import configure_logging
-    from shared.settings import Settings
-
+def main(arguments: list[str]) -> int:
     try:
         settings = Settings()
     except ValidationError as e:
         print(f"error: the environment is not right: {e}", file=sys.stderr)
         return EXIT_CONFIG
     configure_logging(settings)
-    if "--describe" in sys.argv[1:]:
-        return _describe(settings)
-    return _work(settings)
+    run: Callable[[Settings], int] = _describe if "--describe" in arguments else _work
+    return run(settings)
 
 
-def _work(settings: Settings) -> int:  # noqa: F821 - imported late, so that SPINCOUNT comes first
+def _work(settings: Settings) -> int:
     from worker.app import make_worker
     from worker.engine.errors import EngineError
 
     try:
         worker = make_worker(settings)
     except EngineError as e:
-        logging.getLogger(__name__).error("cannot load the model: %s", e)
+        logging.getLogger("worker").error("cannot load the model: %s", e)
         return EXIT_CONFIG
     return worker.run()
 
 
-def _describe(settings: Settings) -> int:  # noqa: F821
+def _describe(settings: Settings) -> int:
     from worker.describe import describe
 
     print(json.dumps(describe(settings)))
@@ -50,4 +51,4 @@ def _describe(settings: Settings) -> int:  # noqa: F821
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(main(sys.argv[1:]))

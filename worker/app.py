@@ -126,7 +126,7 @@ class Worker:
         threading.Thread(target=self.leases.drain, args=(drain_s,), name="drain").start()
 
     def _watch_engine(self) -> None:
-        """A failed engine fails its handles, whose jobs go back; then there is nothing to stay for."""
+        """A failed engine has failed its handles; once their jobs are given back, nothing is left."""
         while self.engine.failure is None:
             time.sleep(0.2)
         self.leases.is_draining.set()

@@ -5,7 +5,7 @@ Knows containers and sample formats; knows nothing of where files live or what t
 
 from __future__ import annotations
 
-from typing import BinaryIO
+from typing import BinaryIO, cast
 
 import av
 import numpy as np
@@ -24,7 +24,9 @@ def write_audio(
     samples = np.clip(np.rint(audio * 32767.0), -32768, 32767).astype(np.int16)
     with av.open(file, "w", format=kind) as container:
         container.metadata["comment"] = MADE_BY
-        stream = container.add_stream(CODECS[kind], rate=sample_rate, layout="mono")
+        stream = cast(
+            av.AudioStream, container.add_stream(CODECS[kind], rate=sample_rate, layout="mono")
+        )
         for start in range(0, len(samples), BLOCK):
             frame = av.AudioFrame.from_ndarray(
                 samples[None, start : start + BLOCK], format="s16", layout="mono"

@@ -95,7 +95,7 @@ class LeaseKeeper:
             lease.handle.cancel()
 
     def beat(self) -> None:
-        """One renewal of everything, and the worker's own sign of life. May raise StoreUnavailable."""
+        """Renews everything, and gives the worker's sign of life. May raise StoreUnavailable."""
         if self._engine.tick_age_s > self._watchdog_s:
             log.critical("the engine has not ticked for %.0f s; exiting", self._engine.tick_age_s)
             self._exit_process(EXIT_HUNG)

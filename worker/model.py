@@ -56,5 +56,3 @@ def _mimi_beside(path: Path) -> Path | None:
     if (path / "mimi").is_dir() or not refs.is_file():
         return None
     return refs.parent.parent / "snapshots" / refs.read_text(encoding="utf-8").strip()
-
-

@@ -43,9 +43,7 @@ class Desk:
         """A doorbell rang: speaks jobs until none waits, or the worker is to end."""
         while not self.leases.is_draining.is_set():
             try:
-                claim = self.store.claim(
-                    self.worker_id, self.device, self.engine.checkpoint.name
-                )
+                claim = self.store.claim(self.worker_id, self.device, self.engine.checkpoint.name)
             except StoreUnavailable as e:
                 log.warning("no job claimed: %s", e)
                 return
@@ -113,9 +111,7 @@ class Desk:
 
     def _save(self, claim: Claim, speech: Speech) -> PublishedFile:
         kind = claim.request.format
-        write = partial(
-            write_audio, audio=speech.audio, sample_rate=speech.sample_rate, kind=kind
-        )
+        write = partial(write_audio, audio=speech.audio, sample_rate=speech.sample_rate, kind=kind)
         return self.audio.publish(claim.job_id, claim.token, kind, write)
 
     def _stopped(self, lease: Lease) -> None:

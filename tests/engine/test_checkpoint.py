@@ -75,7 +75,7 @@ def test_embeddings_that_should_be_tied_but_differ_are_refused(path: Path) -> No
 def test_a_half_downloaded_file_is_told_as_such(path: Path) -> None:
     file = path / "model.safetensors"
     file.write_bytes(file.read_bytes()[:100_000])
-    with pytest.raises(CheckpointInvalid, match="half downloaded.*download"):
+    with pytest.raises(CheckpointInvalid, match=r"half downloaded.*download"):
         load_checkpoint(path)
 
 

@@ -34,7 +34,9 @@ def an_utterance(index: int, num_frames: int = 12) -> Utterance:
     return Utterance(
         text="word " * (1 + 7 * index),
         speaker_id=index,
-        sampling=Sampling([0.0, 0.7, 0.9, 1.3][index % 4], top_k=[5, 50, 300][index % 3], seed=index),
+        sampling=Sampling(
+            [0.0, 0.7, 0.9, 1.3][index % 4], top_k=[5, 50, 300][index % 3], seed=index
+        ),
         context=context,
         max_frames=num_frames + 3 * index,
     )
@@ -184,7 +186,9 @@ def test_context_given_as_audio_is_encoded(start_engine: StartEngine) -> None:
 
 def test_a_prompt_without_room_is_refused_with_the_budget(start_engine: StartEngine) -> None:
     engine = start_engine(max_positions=128)
-    with pytest.raises(PromptTooLong, match=r"takes 106 of 128 rows.*1\.8 s.*2\.4 s were asked for"):
+    with pytest.raises(
+        PromptTooLong, match=r"takes 106 of 128 rows.*1\.8 s.*2\.4 s were asked for"
+    ):
         engine.submit(Utterance("x" * 101, max_frames=30))
     with pytest.raises(PromptTooLong, match="would be needed"):
         engine.submit(Utterance("x" * 120))

@@ -30,9 +30,7 @@ def test_the_model_directory_comes_first(tmp_path: Path) -> None:
 
 
 def test_then_the_snapshot_that_refs_main_names_not_the_last_sorted(tmp_path: Path) -> None:
-    first, _ = a_cache_entry(
-        tmp_path / "hub", "models--sesame--csm-1b", "aaa", "zzz", main="aaa"
-    )
+    first, _ = a_cache_entry(tmp_path / "hub", "models--sesame--csm-1b", "aaa", "zzz", main="aaa")
     assert find_checkpoint(tmp_path / "none", tmp_path / "hub").path == first
 
 

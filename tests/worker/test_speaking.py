@@ -34,18 +34,14 @@ class Bench:
     def __init__(self, engine: Engine, root: Path) -> None:
         self.clock = Clock()
         server = fakeredis.FakeRedis(decode_responses=True, server=fakeredis.FakeServer())
-        self.store = JobStore(
-            server, lease_s=LEASE_S, clock=self.clock, uptime_s=lambda: 1e9
-        )
+        self.store = JobStore(server, lease_s=LEASE_S, clock=self.clock, uptime_s=lambda: 1e9)
         self.audio = AudioStore(root)
         self.exits: list[int] = []
         self.leases = LeaseKeeper(
             self.store, engine, self.describe,
             renew_s=1.0, watchdog_s=60.0, exit_process=self.exits.append,
         )  # fmt: skip
-        self.desk = Desk(
-            self.store, engine, self.audio, self.leases, worker_id="w1", device="cpu"
-        )
+        self.desk = Desk(self.store, engine, self.audio, self.leases, worker_id="w1", device="cpu")
         self.leases.beat()
 
     def describe(self, active: int, is_draining: bool) -> WorkerInfo:

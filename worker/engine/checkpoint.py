@@ -21,7 +21,7 @@ from torch import Tensor
 from worker.engine.csm import BACKBONE, DEPTH, csm_shapes
 from worker.engine.errors import CheckpointInvalid, ModelNotFound
 from worker.engine.layouts import from_original, is_original
-from worker.engine.mimi import MimiSpec, mimi_shapes
+from worker.engine.mimi_spec import MimiSpec, mimi_shapes
 from worker.engine.spec import CsmSpec
 from worker.engine.tokenizer import SpeechTokenizer
 

@@ -78,7 +78,8 @@ class Transformer:
         batch, rows, _ = x.shape
         qkv = ops.linear(ops.rms_norm(x, layer.attention_norm, spec.eps), layer.qkv)
         heads = qkv.view(batch, rows, -1, spec.head_dim).transpose(1, 2)  # (B, H + 2 KH, T, D)
-        q, k, v = heads.split((spec.num_heads, spec.num_kv_heads, spec.num_kv_heads), dim=1)
+        q = heads[:, : spec.num_heads]
+        k, v = heads[:, spec.num_heads :].chunk(2, dim=1)
         k, v = remember(index, ops.rotate(k, cos, sin), v)
         seen = ops.attend(ops.rotate(q, cos, sin), k, v, mask)
         return ops.linear(seen.transpose(1, 2).reshape(batch, rows, -1), layer.out)

@@ -59,7 +59,7 @@ class KvCache:
 
 
 class PrefixCache:
-    """Prefilled context, kept for the next utterance that starts with it; least recent out first."""
+    """Prefilled context, kept for the next utterance that starts with it; the oldest goes first."""
 
     def __init__(self, max_bytes: int) -> None:
         self.max_bytes, self.num_bytes = max_bytes, 0

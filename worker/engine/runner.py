@@ -118,9 +118,7 @@ class Runner:
         seen = torch.arange(span, device=self.model.device) <= positions[:, None]
         remember = self.kv.remember_frame(slots, positions, span)
         rows = self.model.embed_frames(codes).unsqueeze(1)
-        hidden = self.model.backbone(
-            rows, positions.unsqueeze(1), remember, seen[:, None, None, :]
-        )
+        hidden = self.model.backbone(rows, positions.unsqueeze(1), remember, seen[:, None, None, :])
         self._hidden[slots] = hidden[:, -1]
 
     def _span(self, turns: list[Turn]) -> int:

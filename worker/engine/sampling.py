@@ -1,4 +1,4 @@
-"""How a code is chosen from logits, per row and without a host sync; and where its noise comes from.
+"""How a code is chosen from logits, per row, without a host sync; and where its noise comes from.
 
 Noise is an input, so that every backend samples alike and a row's choice depends on nothing else
 in the batch. Knows no model.

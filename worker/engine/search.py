@@ -1,5 +1,5 @@
-"""Where a CSM is looked for, in order: the model directory, its own entry in the Hugging Face cache,
-then the rest of that cache.
+"""Where a CSM is looked for, in order: the model directory, CSM-1B's entry in the Hugging Face
+cache, then the rest of that cache.
 
 Knows directories; opens no weights.
 """

@@ -93,8 +93,9 @@ class TransformerSpec:
                 raise CheckpointInvalid(f"config.json sets {key}; CSM has no biases")
         if config.get("hidden_act", "silu") != "silu":
             raise CheckpointInvalid(f"config.json: hidden_act {config['hidden_act']!r} is not silu")
-        width, heads = int(_require(config, "hidden_size")), int(
-            _require(config, "num_attention_heads")
+        width, heads = (
+            int(_require(config, "hidden_size")),
+            int(_require(config, "num_attention_heads")),
         )
         return cls(
             num_layers=int(_require(config, "num_hidden_layers")),

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from worker.engine.checkpoint import CODEC
 from worker.engine.csm import BACKBONE, csm_shapes
-from worker.engine.mimi import MimiSpec, mimi_shapes
+from worker.engine.mimi_spec import MimiSpec, mimi_shapes
 from worker.engine.spec import CsmSpec
 from worker.engine.tokenizer import BEGIN, END
 

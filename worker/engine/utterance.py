@@ -95,7 +95,8 @@ class Handle:
         index = 0
         while True:
             with self._changed:
-                self._changed.wait_for(lambda i=index: len(self._chunks) > i or self.is_done)
+                while len(self._chunks) == index and not self.is_done:
+                    self._changed.wait()
                 fresh, error = self._chunks[index:], self._error
                 is_done = self.is_done
             yield from fresh

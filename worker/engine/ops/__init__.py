@@ -1,13 +1,14 @@
 """The small vocabulary in which the models are written, so that one definition has many backends.
 
-Each backend (torch here; graph builders later) implements `Ops`. Tensors are the backend's own.
+Each backend (torch here; graph builders later) implements `Ops`. Between the ops a model only
+reshapes, slices and adds.
 """
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import Protocol
 
-Tensor = Any  # the backend's tensor
+from torch import Tensor
 
 
 class Ops(Protocol):
@@ -26,7 +27,10 @@ class Ops(Protocol):
         """Rotate-half RoPE of x (B, H, T, D) by cos and sin (B, 1, T, D)."""
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
-        """Softmax attention, grouped heads; q (B, H, T, D), k and v (B, KH, S, D), mask true = seen."""
+        """Softmax attention with grouped heads: q (B, H, T, D), k and v (B, KH, S, D).
+
+        `mask` is true where a row is seen; None lets all be seen.
+        """
 
     def swiglu(self, gate: Tensor, up: Tensor) -> Tensor:
         """silu(gate) * up (Shazeer 2020, arXiv:2002.05202)."""

@@ -1,4 +1,4 @@
-"""The vocabulary in PyTorch: the reference, and what runs on CUDA. Nothing here syncs with the host."""
+"""The vocabulary in PyTorch: the reference, and what runs on CUDA. No op syncs with the host."""
 
 from __future__ import annotations
 
