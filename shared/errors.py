@@ -5,7 +5,8 @@ SpeechError
 ├── NotFound 404              JobNotFound
 ├── Conflict 409              AudioNotReady
 ├── Gone 410                  AudioExpired
-└── Unavailable 503           QueueFull, StoreUnavailable, StorageFull   (carry retry_after_s)
+└── Unavailable 503           QueueFull, StoreUnavailable, StorageFull, NoReadyWorker
+                              (each carries retry_after_s)
 
 What can go wrong inside the model has its own tree, in worker/engine/errors.py.
 """
@@ -85,3 +86,7 @@ class StoreUnavailable(Unavailable):
 
 class StorageFull(Unavailable):
     code = "storage_full"
+
+
+class NoReadyWorker(Unavailable):
+    code = "no_ready_worker"

@@ -110,6 +110,10 @@ class JobStore:
         client = open_redis(settings.redis_url)
         return cls(client, lease_s=settings.lease_s, max_queued=settings.max_queued)
 
+    def close(self) -> None:
+        """Lets go of the connections; the next call opens one again."""
+        self._redis.close()
+
     @redis_call
     def ping(self) -> None:
         self._redis.ping()
