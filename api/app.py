@@ -5,8 +5,8 @@ from __future__ import annotations
 import logging
 import signal
 import threading
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from importlib.metadata import PackageNotFoundError, version
 from types import FrameType
 
@@ -48,7 +48,7 @@ def create_app(
         docs_url=None,  # FastAPI's page is fetched from a CDN; ours is in routes/docs.py
         redoc_url=None,
         redirect_slashes=False,
-        lifespan=_with_upkeep(parts, settings.tick_s),
+        lifespan=_with_upkeep(parts, settings),
     )
     app.state.parts = parts
     add_error_handlers(app)
@@ -89,12 +89,14 @@ class _Server(uvicorn.Server):
         self._closing.set()
 
 
-def _with_upkeep(parts: Parts, tick_s: float):  # type: ignore[no-untyped-def]
-    upkeep = Upkeep(parts.store, parts.doorbell, parts.audio)
+def _with_upkeep(
+    parts: Parts, settings: Settings
+) -> Callable[[FastAPI], AbstractAsyncContextManager[None]]:
+    upkeep = Upkeep(parts.store, parts.doorbell, parts.audio, sweep_s=settings.sweep_s)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        ticker = Ticker("upkeep", tick_s, upkeep.tick)
+        ticker = Ticker("upkeep", settings.tick_s, upkeep.tick)
         ticker.start()
         yield
         await run_in_threadpool(ticker.stop)

@@ -6,7 +6,7 @@ from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from api.errors import problem
+from api.errors import HTTP_CODES, problem
 
 TOO_LARGE = 413
 
@@ -22,7 +22,7 @@ class BodyLimit:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
         elif _declared_bytes(scope) > self._max_bytes:
-            refusal = problem(TOO_LARGE, "content_too_large", self._detail)
+            refusal = problem(TOO_LARGE, HTTP_CODES[TOO_LARGE], self._detail)
             await refusal(scope, receive, send)
         else:
             await self._app(scope, self._counted(receive), send)

@@ -21,22 +21,24 @@ from shared.errors import InvalidInput, SpeechError, Unavailable
 
 MAX_ERRORS = 20
 MAX_POINTER_CHARS = 200
-
-
-class FieldError(BaseModel):
-    pointer: str
-    detail: str
+HTTP_CODES = {  # our own: the names in http.HTTPStatus change between versions of Python
+    400: "bad_request",
+    404: "not_found",
+    405: "method_not_allowed",
+    413: "content_too_large",
+    416: "range_not_satisfiable",
+}
 
 
 class Problem(BaseModel):
-    """`code` is stable; `detail` is for people. `errors` names the fields that were refused."""
+    """`code` is stable; `detail` is for people. `errors` tells `pointer` and `detail` of fields."""
 
     type: str = "about:blank"
     title: str
     status: int
     code: str
     detail: str
-    errors: list[FieldError] | None = None
+    errors: list[dict[str, str]] | None = None
 
 
 PROBLEM_SCHEMA: dict[int | str, dict[str, Any]] = {
@@ -61,7 +63,7 @@ def problem(
     detail: str,
     *,
     headers: Mapping[str, str] | None = None,
-    errors: list[FieldError] | None = None,
+    errors: list[dict[str, str]] | None = None,
 ) -> JSONResponse:
     told = Problem(
         title=HTTPStatus(status).phrase, status=status, code=code, detail=detail, errors=errors
@@ -90,10 +92,10 @@ def _on_invalid_request(request: Request, error: Exception) -> JSONResponse:
     )
 
 
-def _field_error(error: Mapping[str, Any]) -> FieldError:
+def _field_error(error: Mapping[str, Any]) -> dict[str, str]:
     if error["type"] == "json_invalid":
-        return FieldError(pointer="", detail=f"not valid JSON: {error['ctx']['error']}")
-    return FieldError(pointer=_pointer(error["loc"]), detail=error["msg"])
+        return {"pointer": "", "detail": f"not valid JSON: {error['ctx']['error']}"}
+    return {"pointer": _pointer(error["loc"]), "detail": error["msg"]}
 
 
 def _pointer(loc: Sequence[str | int]) -> str:
@@ -110,7 +112,7 @@ def _pointer(loc: Sequence[str | int]) -> str:
 def _on_http_error(request: Request, error: Exception) -> JSONResponse:
     """The framework's own: unknown route, wrong method, unreadable body."""
     assert isinstance(error, HTTPException)
-    code = HTTPStatus(error.status_code).name.lower()
+    code = HTTP_CODES.get(error.status_code, f"http_{error.status_code}")
     return problem(error.status_code, code, str(error.detail), headers=error.headers)
 
 

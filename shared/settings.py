@@ -57,6 +57,7 @@ class Settings(BaseSettings):
     tick_s: float = Field(
         3.0, gt=0, description="How often lost jobs and doorbells are looked for."
     )
+    sweep_s: float = Field(60.0, gt=0, description="How often audio past its time is deleted.")
     drain_s: float = Field(25.0, ge=0, description="On SIGTERM, time for running jobs to end.")
     watchdog_s: float = Field(60.0, gt=0, description="An engine silent for so long is given up.")
 

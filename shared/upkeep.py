@@ -15,7 +15,6 @@ from shared.doorbell import Doorbell
 from shared.store import JobStore, Reaped
 
 MAX_RINGS = 64  # of one doorbell in one tick
-SWEEP_S = 600.0
 ORPHAN_AGE_S = 3600.0  # far longer than a file can take from its first byte to its record
 
 log = logging.getLogger(__name__)
@@ -31,11 +30,13 @@ class Upkeep:
         doorbell: Doorbell,
         audio: AudioStore,
         *,
+        sweep_s: float,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._store = store
         self._doorbell = doorbell
         self._audio = audio
+        self._sweep_s = sweep_s
         self._clock = clock
         self._next_sweep = 0.0
         self._missing: dict[str, int] = {}
@@ -45,7 +46,7 @@ class Upkeep:
         self._ring_missing()
         if self._clock() >= self._next_sweep:
             self.sweep()
-            self._next_sweep = self._clock() + SWEEP_S
+            self._next_sweep = self._clock() + self._sweep_s
 
     def sweep(self) -> None:
         """Expired audio goes before its record says so: no record ever hides a file."""

@@ -20,6 +20,15 @@ class Clock:
         self.now += seconds
 
 
+class FakeDoorbell:
+    def __init__(self) -> None:
+        self.rings: list[tuple[str, int]] = []
+
+    def ring(self, queue: str, times: int = 1) -> bool:
+        self.rings.append((queue, times))
+        return True
+
+
 def a_request(text: str = "Hello.", **fields: Any) -> SpeechRequest:
     return SpeechRequest(text=text, **fields)
 

@@ -57,7 +57,7 @@ class Worker:
             renew_s=self.settings.renew_s,
             watchdog_s=self.settings.watchdog_s,
         )
-        upkeep = Upkeep(self.store, Doorbell(self.app), self.audio)
+        upkeep = Upkeep(self.store, Doorbell(self.app), self.audio, sweep_s=self.settings.sweep_s)
         self.upkeep = Ticker("upkeep", self.settings.tick_s, upkeep.tick)
         self.desk = Desk(
             self.store, self.engine, self.audio, self.leases,

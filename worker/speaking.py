@@ -26,6 +26,7 @@ from worker.leases import Lease, LeaseKeeper
 log = logging.getLogger(__name__)
 FINISH_PATIENCE_S = 120.0  # Redis may be restarting; the compare-and-set decides when it is back
 FINISH_PAUSE_S = 1.0
+STORAGE_PAUSE_S = 5.0  # a full disk does not empty at once: do not speak in vain
 RETRYABLE = frozenset({"timeout"})
 
 
@@ -96,6 +97,7 @@ class Desk:
         except StorageFull as e:
             log.error("%s goes back to the queue: %s", claim.job_id, e)
             self._release(claim, transient=True)
+            self.leases.is_draining.wait(STORAGE_PAUSE_S)
 
     def _publish(self, claim: Claim, speech: Speech) -> None:
         if not len(speech.audio):

@@ -9,7 +9,7 @@ import hashlib
 import math
 import re
 from collections.abc import Mapping
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Depends, Header, Path, Query
 from starlette.concurrency import run_in_threadpool
@@ -19,6 +19,7 @@ from starlette.responses import JSONResponse, Response
 from api.audio_response import AudioResponse
 from api.errors import PROBLEM_SCHEMA
 from api.etag import etag_of, is_known
+from api.examples import JOB_EXAMPLE
 from api.parts import Parts, PartsOf
 from api.waiting import MAX_WAIT_S, preferred_wait_s, wait_until
 from shared.errors import AudioExpired, AudioNotReady, JobNotFound, SpeechError
@@ -44,11 +45,12 @@ def well_formed(
     return id
 
 
+ACCEPTED: dict[int | str, dict[str, Any]] = {202: JOB_EXAMPLE, 200: JOB_EXAMPLE}
 JobId = Annotated[str, Depends(well_formed)]
 Etags = Annotated[str | None, Header(alias="If-None-Match")]
 
 
-@router.post("/generate", status_code=202, summary="Accept a text to be spoken")
+@router.post("/generate", status_code=202, responses=ACCEPTED, summary="Accept a text to be spoken")
 async def generate(
     body: SpeechRequest,
     request: Request,
@@ -72,7 +74,7 @@ async def generate(
     return _told(job, 200 if job.status.is_terminal else 202, headers)
 
 
-@router.get("/jobs/{id}", summary="A job as it is")
+@router.get("/jobs/{id}", responses={200: JOB_EXAMPLE}, summary="A job as it is")
 async def get_job(
     job_id: JobId,
     request: Request,
@@ -109,7 +111,9 @@ def list_jobs(
     return JSONResponse({"data": [public_view(job) for job in jobs], "next": cursor})
 
 
-@router.get("/jobs/{id}/audio", summary="The audio, whole or in ranges")
+@router.get(
+    "/jobs/{id}/audio", response_class=AudioResponse, summary="The audio, whole or in ranges"
+)
 def get_audio(job_id: JobId, parts: PartsOf, if_none_match: Etags = None) -> Response:
     output = _published(parts.store.get(job_id))
     etag = etag_of(output.sha256)
@@ -128,7 +132,7 @@ def get_audio(job_id: JobId, parts: PartsOf, if_none_match: Etags = None) -> Res
     )
 
 
-@router.post("/jobs/{id}/cancel", summary="Cancel a job")
+@router.post("/jobs/{id}/cancel", responses=ACCEPTED, summary="Cancel a job")
 def cancel_job(job_id: JobId, parts: PartsOf) -> Response:
     """200 when it is cancelled now, or had ended before; 202 when its worker is being told."""
     job = parts.store.cancel(job_id)

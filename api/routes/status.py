@@ -24,7 +24,7 @@ async def healthz() -> dict[str, str]:
 
 @router.get("/readyz", summary="Whether a job submitted now would be spoken")
 def readyz(parts: PartsOf) -> dict[str, Any]:
-    """503 while Redis is away or no worker is ready. Jobs are accepted without workers, and wait."""
+    """503 while Redis is away or no worker is ready. Without workers jobs still wait."""
     ready = [worker for worker in parts.store.workers() if worker.state == "ready"]
     if not ready:
         raise NoReadyWorker("No worker is ready; start one with `echoforge worker`.")

@@ -12,16 +12,7 @@ import pytest
 from shared.audio_store import AudioStore
 from shared.store import JobStore
 from shared.upkeep import Upkeep
-from tests.samples import Clock, a_request, an_output
-
-
-class FakeDoorbell:
-    def __init__(self) -> None:
-        self.rings: list[tuple[str, int]] = []
-
-    def ring(self, queue: str, times: int = 1) -> bool:
-        self.rings.append((queue, times))
-        return True
+from tests.samples import Clock, FakeDoorbell, a_request, an_output
 
 
 @pytest.fixture
@@ -47,7 +38,7 @@ def doorbell() -> FakeDoorbell:
 
 @pytest.fixture
 def upkeep(store: JobStore, doorbell: FakeDoorbell, audio: AudioStore, clock: Clock) -> Upkeep:
-    return Upkeep(store, doorbell, audio, clock=clock)
+    return Upkeep(store, doorbell, audio, sweep_s=600.0, clock=clock)
 
 
 def test_a_doorbell_is_rung_when_it_was_missing_twice(

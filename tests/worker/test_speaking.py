@@ -227,7 +227,9 @@ class FullDisk(AudioStore):
 
 def test_a_full_disk_gives_the_job_back_and_it_completes_when_there_is_room(
     bench: Bench,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr("worker.speaking.STORAGE_PAUSE_S", 0.0)
     disk = bench.desk.audio = FullDisk(bench.audio._root)
     job_id = bench.submit()
     claim = bench.store.claim("w1", "cpu", "csm-tiny")
