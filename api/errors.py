@@ -41,13 +41,13 @@ class Problem(BaseModel):
     errors: list[dict[str, str]] | None = None
 
 
-PROBLEM_SCHEMA: dict[int | str, dict[str, Any]] = {
-    code: {
-        "description": HTTPStatus(code).phrase,
-        "content": {"application/problem+json": {"schema": Problem.model_json_schema()}},
+def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """For the documentation: the refusals a route may answer with."""
+    content = {"application/problem+json": {"schema": Problem.model_json_schema()}}
+    return {
+        status: {"description": HTTPStatus(status).phrase, "content": content}
+        for status in statuses
     }
-    for code in (422, 503)
-}
 
 
 def add_error_handlers(app: FastAPI) -> None:

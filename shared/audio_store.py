@@ -77,11 +77,11 @@ class AudioStore:
         """
         before = time.time() - older_than_s
         orphans = [
-            entry.name
-            for entry in os.scandir(self._root)
-            if NAME.fullmatch(entry.name.removesuffix(PART))
-            and entry.stat(follow_symlinks=False).st_mtime < before
-            and (entry.name.endswith(PART) or not is_named(entry.name))
+            path.name
+            for path in self._root.iterdir()
+            if NAME.fullmatch(path.name.removesuffix(PART))
+            and _modified_at(path) < before
+            and (path.name.endswith(PART) or not is_named(path.name))
         ]
         for name in orphans:
             (self._root / name).unlink(missing_ok=True)
@@ -121,6 +121,14 @@ class AudioStore:
 def _sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _modified_at(path: Path) -> float:
+    """Never old, for a file that was renamed or deleted meanwhile."""
+    try:
+        return path.lstat().st_mtime
+    except FileNotFoundError:
+        return float("inf")
 
 
 def _full(error: OSError) -> Exception:

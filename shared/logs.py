@@ -10,7 +10,7 @@ import logging
 import sys
 
 import structlog
-from structlog.typing import Processor
+from structlog.typing import EventDict, Processor
 
 from shared.settings import Settings
 
@@ -25,6 +25,7 @@ def configure_logging(settings: Settings) -> None:
         structlog.stdlib.add_log_level,
         structlog.stdlib.add_logger_name,
         structlog.stdlib.ExtraAdder(),
+        _without_colours,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
     ]
     structlog.configure(
@@ -51,6 +52,12 @@ def configure_logging(settings: Settings) -> None:
     root.setLevel(settings.log_level)
     for name in URL_LOGGERS:
         logging.getLogger(name).setLevel(logging.WARNING)
+
+
+def _without_colours(_: object, __: str, event: EventDict) -> EventDict:
+    """uvicorn says each line twice, once in colours."""
+    event.pop("color_message", None)
+    return event
 
 
 def _renderers(log_format: str) -> list[Processor]:

@@ -9,7 +9,7 @@ import hashlib
 import math
 import re
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from fastapi import APIRouter, Depends, Header, Path, Query
 from starlette.concurrency import run_in_threadpool
@@ -17,9 +17,9 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from api.audio_response import AudioResponse
-from api.errors import PROBLEM_SCHEMA
+from api.errors import problems
 from api.etag import etag_of, is_known
-from api.examples import JOB_EXAMPLE
+from api.examples import ENDED_EXAMPLE, QUEUED_EXAMPLE, RUNNING_EXAMPLE
 from api.parts import Parts, PartsOf
 from api.waiting import MAX_WAIT_S, preferred_wait_s, wait_until
 from shared.errors import AudioExpired, AudioNotReady, JobNotFound, SpeechError
@@ -33,7 +33,7 @@ from shared.jobs import (
 )
 from shared.store import Submission
 
-router = APIRouter(prefix="/api", tags=["jobs"], responses=PROBLEM_SCHEMA)
+router = APIRouter(prefix="/api", tags=["jobs"], responses=problems(422, 503))
 
 
 def well_formed(
@@ -45,12 +45,16 @@ def well_formed(
     return id
 
 
-ACCEPTED: dict[int | str, dict[str, Any]] = {202: JOB_EXAMPLE, 200: JOB_EXAMPLE}
 JobId = Annotated[str, Depends(well_formed)]
 Etags = Annotated[str | None, Header(alias="If-None-Match")]
 
 
-@router.post("/generate", status_code=202, responses=ACCEPTED, summary="Accept a text to be spoken")
+@router.post(
+    "/generate",
+    status_code=202,
+    responses={202: QUEUED_EXAMPLE, 200: ENDED_EXAMPLE, **problems(413)},
+    summary="Accept a text to be spoken",
+)
 async def generate(
     body: SpeechRequest,
     request: Request,
@@ -74,7 +78,7 @@ async def generate(
     return _told(job, 200 if job.status.is_terminal else 202, headers)
 
 
-@router.get("/jobs/{id}", responses={200: JOB_EXAMPLE}, summary="A job as it is")
+@router.get("/jobs/{id}", responses={200: ENDED_EXAMPLE, **problems(404)}, summary="A job as it is")
 async def get_job(
     job_id: JobId,
     request: Request,
@@ -112,7 +116,10 @@ def list_jobs(
 
 
 @router.get(
-    "/jobs/{id}/audio", response_class=AudioResponse, summary="The audio, whole or in ranges"
+    "/jobs/{id}/audio",
+    response_class=AudioResponse,
+    responses=problems(404, 409, 410, 416),
+    summary="The audio, whole or in ranges",
 )
 def get_audio(job_id: JobId, parts: PartsOf, if_none_match: Etags = None) -> Response:
     output = _published(parts.store.get(job_id))
@@ -132,14 +139,20 @@ def get_audio(job_id: JobId, parts: PartsOf, if_none_match: Etags = None) -> Res
     )
 
 
-@router.post("/jobs/{id}/cancel", responses=ACCEPTED, summary="Cancel a job")
+@router.post(
+    "/jobs/{id}/cancel",
+    responses={200: ENDED_EXAMPLE, 202: RUNNING_EXAMPLE, **problems(404)},
+    summary="Cancel a job",
+)
 def cancel_job(job_id: JobId, parts: PartsOf) -> Response:
     """200 when it is cancelled now, or had ended before; 202 when its worker is being told."""
     job = parts.store.cancel(job_id)
     return _told(job, 200 if job.status.is_terminal else 202)
 
 
-@router.delete("/jobs/{id}", status_code=204, summary="Cancel and erase a job")
+@router.delete(
+    "/jobs/{id}", status_code=204, responses=problems(404), summary="Cancel and erase a job"
+)
 def erase_job(job_id: JobId, parts: PartsOf) -> Response:
     """Record, text and audio go, and cannot be brought back."""
     name = parts.store.erase(job_id)

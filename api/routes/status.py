@@ -7,14 +7,14 @@ from typing import Any
 from fastapi import APIRouter
 from starlette.responses import Response
 
-from api.errors import PROBLEM_SCHEMA
+from api.errors import problems
 from api.metrics import metrics_text
 from api.parts import PartsOf
 from shared.errors import NoReadyWorker
 from shared.jobs import JobStatus
 from shared.store import JobStore
 
-router = APIRouter(tags=["status"], responses={503: PROBLEM_SCHEMA[503]})
+router = APIRouter(tags=["status"])
 
 
 @router.get("/healthz", summary="Whether this process answers")
@@ -22,7 +22,9 @@ async def healthz() -> dict[str, str]:
     return {"status": "ok"}
 
 
-@router.get("/readyz", summary="Whether a job submitted now would be spoken")
+@router.get(
+    "/readyz", responses=problems(503), summary="Whether a job submitted now would be spoken"
+)
 def readyz(parts: PartsOf) -> dict[str, Any]:
     """503 while Redis is away or no worker is ready. Without workers jobs still wait."""
     ready = [worker for worker in parts.store.workers() if worker.state == "ready"]
@@ -31,7 +33,7 @@ def readyz(parts: PartsOf) -> dict[str, Any]:
     return {"status": "ready", "workers": len(ready)}
 
 
-@router.get("/api/status", summary="Workers, devices, models, queue")
+@router.get("/api/status", responses=problems(503), summary="Workers, devices, models, queue")
 def status(parts: PartsOf) -> dict[str, Any]:
     counts = parts.store.counts()
     return {
