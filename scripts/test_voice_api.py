@@ -44,6 +44,8 @@ def main() -> int:
         return 1
     made = job["output"]
     print(f"{asked.output}: {made['duration_s']:.2f} s, {job['model']} on {job['device']}")
+    if job["device_fallback"]:
+        print(f"note: {job['device_fallback']}")
     return 0
 
 
