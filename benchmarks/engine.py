@@ -14,6 +14,7 @@ import resource
 import statistics
 import time
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -133,7 +134,7 @@ def _their_frames(model: CsmForConditionalGeneration, batch_size: int, frames: i
         ids, attention_mask=torch.ones_like(ids), do_sample=False, depth_decoder_do_sample=False,
         max_new_tokens=frames + 2, logits_processor=[stamp],
     )  # fmt: skip
-    return [b - a for a, b in zip(stamps[1:], stamps[2:], strict=False)]
+    return [b - a for a, b in pairwise(stamps[1:])]
 
 
 def _interleaved(
@@ -204,13 +205,19 @@ def _codec(theirs: CsmForConditionalGeneration, slots: list[int]) -> dict[str, f
     return figures
 
 
+LIVE_NAMES = {
+    "encoder.encoder_seanet.": "encoder.",
+    "encoder.encoder_transformer.": "encoder_transformer.",
+    "encoder.downsample.": "downsample.",
+    "decoder.decoder_seanet.": "decoder.",
+    "decoder.decoder_transformer.": "decoder_transformer.",
+    "decoder.upsample.": "upsample.",
+}
+
+
 def _flat(name: str) -> str:
     """A live MimiModel nests what its checkpoints keep flat."""
-    for nested, flat in (
-        ("encoder.encoder_seanet.", "encoder."), ("decoder.decoder_seanet.", "decoder."),
-        ("encoder.encoder_transformer.", "encoder_transformer."), ("encoder.downsample.", "downsample."),
-        ("decoder.decoder_transformer.", "decoder_transformer."), ("decoder.upsample.", "upsample."),
-    ):  # fmt: skip
+    for nested, flat in LIVE_NAMES.items():
         if name.startswith(nested):
             return flat + name.removeprefix(nested)
     return name

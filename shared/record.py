@@ -20,7 +20,7 @@ def job_of(view: View) -> Job:
     return Job(
         id=job_id,
         status=JobStatus(fields["status"]),
-        request=SpeechRequest.model_validate_json(fields["request"]),
+        request=stored_request(fields["request"]),
         created_at=float(fields["created_at"]),
         started_at=_seconds(fields, "started_at"),
         completed_at=_seconds(fields, "completed_at"),
@@ -40,6 +40,11 @@ def job_of(view: View) -> Job:
         generate_s=_seconds(fields, "generate_s"),
         ttfa_s=_seconds(fields, "ttfa_s"),
     )
+
+
+def stored_request(body: str) -> SpeechRequest:
+    """A newer process may have stored fields that this one does not know: they are ignored."""
+    return SpeechRequest.model_validate_json(body, extra="ignore")
 
 
 def _seconds(fields: dict[str, str], name: str) -> float | None:

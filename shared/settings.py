@@ -8,8 +8,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
+
+REDIS_SCHEMES = ("redis", "rediss", "redis+socket")
 
 
 class Settings(BaseSettings):
@@ -41,7 +43,7 @@ class Settings(BaseSettings):
     max_positions: int = Field(
         2048, ge=64, description="Rows of context a slot holds; fewer need less memory."
     )
-    threads: int = Field(0, ge=0, description="Cores for the model; 0 takes all.")
+    threads: int = Field(0, ge=0, description="Threads for the model; 0 is one a core.")
     max_audio_s: float = Field(
         90.0, gt=0, le=600, description="Longest audio of one job, in seconds."
     )
@@ -65,6 +67,19 @@ class Settings(BaseSettings):
         "INFO", description="Least level."
     )
     log_format: Literal["console", "json"] = Field("console", description="console or json lines.")
+
+    @field_validator("redis_url")
+    @classmethod
+    def _known_scheme(cls, url: str) -> str:
+        if url.partition("://")[0] not in REDIS_SCHEMES:
+            raise ValueError(f"must begin with one of {', '.join(REDIS_SCHEMES)}")
+        return url
+
+    @model_validator(mode="after")
+    def _renewed_in_time(self) -> Settings:
+        if self.renew_s * 2 > self.lease_s:
+            raise ValueError("renew_s must be at most half of lease_s, or leases run out")
+        return self
 
     @property
     def audio_dir(self) -> Path:

@@ -22,7 +22,7 @@ import redis
 from shared.errors import IdempotencyConflict, InvalidInput, JobNotFound, QueueFull
 from shared.jobs import Job, JobFailure, JobStatus, Output, Progress, SpeechRequest, new_job_id
 from shared.keys import DEVICES, JOB_PREFIX, celery_list, device_class, doorbell_queue
-from shared.record import job_of
+from shared.record import job_of, stored_request
 from shared.redis_link import open_redis, redis_call
 from shared.settings import Settings
 from shared.workers import WorkerInfo
@@ -162,20 +162,23 @@ class JobStore:
 
     # A worker's verbs
 
-    def claim(self, worker_id: str, device: str, model: str) -> Claim | None:
-        """The best waiting job this worker may speak, or None."""
+    def claim(self, worker_id: str, device: str, model: str, fallback: str = "") -> Claim | None:
+        """The best waiting job this worker may speak, or None.
+
+        `fallback`: why the worker is not on the device it wanted; told to those who left it open.
+        """
         token = uuid.uuid4().hex
-        told = self._claim(worker_id, device, model, token)
+        told = self._claim(worker_id, device, model, token, fallback)
         if told is None:
             return None
-        job_id, request, attempt, alone, fallback, created_at, deadline_s = told
+        job_id, request, attempt, alone, device_fallback, created_at, deadline_s = told
         return Claim(
             job_id=job_id,
             token=token,
-            request=SpeechRequest.model_validate_json(request),
+            request=stored_request(request),
             attempt=int(attempt),
             alone=alone == "1",
-            device_fallback=fallback or None,
+            device_fallback=device_fallback or None,
             created_at=float(created_at),
             deadline_s=float(deadline_s),
         )
@@ -332,10 +335,12 @@ class JobStore:
         return cast("str | None", self._run("erase", job_id))
 
     @redis_call
-    def _claim(self, worker_id: str, device: str, model: str, token: str) -> Sequence[str] | None:
-        kind = device_class(device)
+    def _claim(
+        self, worker_id: str, device: str, model: str, token: str, fallback: str
+    ) -> Sequence[str] | None:
+        who = (worker_id, device, device_class(device), model, token)
         too_late = TOO_LATE.model_dump_json()
-        told = self._run("claim", worker_id, device, kind, model, token, self._lease_s, too_late)
+        told = self._run("claim", *who, self._lease_s, too_late, fallback)
         return cast("Sequence[str] | None", told)
 
     def _run(self, script: str, *args: str | float) -> Any:

@@ -40,6 +40,9 @@ def _work(settings: Settings) -> int:
     except EngineError as e:
         logging.getLogger("worker").error("cannot load the model: %s", e)
         return EXIT_CONFIG
+    except OSError as e:
+        logging.getLogger("worker").error("cannot use the data directory: %s", e)
+        return EXIT_CONFIG
     return worker.run()
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import socket
 import threading
 import time
@@ -17,10 +18,11 @@ from dataclasses import dataclass
 import torch
 from celery import Celery
 from celery.platforms import SecurityWarning
-from celery.signals import setup_logging, worker_shutting_down
+from celery.signals import setup_logging, worker_ready, worker_shutting_down
 
 from shared.audio_store import AudioStore
 from shared.doorbell import ANSWER, Doorbell, make_celery
+from shared.errors import StoreUnavailable
 from shared.keys import queues_for
 from shared.settings import Settings
 from shared.store import JobStore
@@ -34,6 +36,7 @@ from worker.model import load_model, model_notice
 from worker.speaking import Desk
 
 log = logging.getLogger(__name__)
+EXIT_INTERRUPTED = 130
 EXIT_FAILED = 70  # the device or the engine failed: a restart may help
 
 
@@ -59,10 +62,16 @@ class Worker:
         )
         upkeep = Upkeep(self.store, Doorbell(self.app), self.audio, sweep_s=self.settings.sweep_s)
         self.upkeep = Ticker("upkeep", self.settings.tick_s, upkeep.tick)
+        opened = self.opened
         self.desk = Desk(
-            self.store, self.engine, self.audio, self.leases,
-            worker_id=self.id, device=self.opened.device,
-        )  # fmt: skip
+            self.store,
+            self.engine,
+            self.audio,
+            self.leases,
+            worker_id=self.id,
+            device=opened.device,
+            fallback=opened.fallback if opened.device == "cpu" else None,
+        )
 
     @property
     def engine(self) -> Engine:
@@ -80,7 +89,7 @@ class Worker:
             active=active,
             started_at=self.started_at,
             engine_tick_age_s=round(self.engine.tick_age_s, 2),
-            device_fallback=self.opened.fallback,
+            device_fallback=self.opened.fallback if self.opened.device == "cpu" else None,
             state="draining" if is_draining else "ready",
         )
 
@@ -101,10 +110,17 @@ class Worker:
         self.upkeep.stop()
         self.leases.stop()
         self.engine.stop()
-        self.store.leave(self.id)
+        self._leave()
+
+    def _leave(self) -> None:
+        try:
+            self.store.leave(self.id)
+        except StoreUnavailable as e:
+            log.warning("not signed off (%s); the heartbeat will run out", e)
 
     def _serve(self) -> None:
         setup_logging.connect(_keep_our_logging)
+        worker_ready.connect(_ignore_unsafe_signals)
         # Celery minds being root for pickle's sake; nothing here is ever unpickled
         warnings.simplefilter("ignore", SecurityWarning)
         worker = self.app.Worker(
@@ -121,18 +137,19 @@ class Worker:
 
     def _drain(self, **_: object) -> None:
         """In a signal handler: no more than starting a thread is safe here."""
+        signal.signal(signal.SIGINT, _leave_at_once)  # Celery's own second Ctrl-C needs a process
         self.leases.is_draining.set()
         drain_s = self.settings.drain_s
         threading.Thread(target=self.leases.drain, args=(drain_s,), name="drain").start()
 
     def _watch_engine(self) -> None:
-        """A failed engine has failed its handles; once their jobs are given back, nothing is left."""
+        """A failed engine has failed its handles; once their jobs are seen to, nothing is left."""
         while self.engine.failure is None:
             time.sleep(0.2)
         self.leases.is_draining.set()
         while self.leases.held:
             time.sleep(0.05)
-        self.store.leave(self.id)
+        self._leave()
         log.critical("the engine failed; exiting so that the supervisor starts afresh")
         os._exit(EXIT_FAILED)
 
@@ -158,6 +175,17 @@ def make_worker(settings: Settings) -> Worker:
     if notice := model_notice(checkpoint):
         log.warning("%s", notice)
     return Worker(settings, opened, JobStore.connect(settings), make_celery(settings))
+
+
+def _leave_at_once(*_: object) -> None:
+    """The second Ctrl-C: the leases run out, and others speak the jobs."""
+    os._exit(EXIT_INTERRUPTED)
+
+
+def _ignore_unsafe_signals(**_: object) -> None:
+    """What Celery does on these is not for a pool of threads: crash, start over, print locals."""
+    for number in (signal.SIGQUIT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
+        signal.signal(number, signal.SIG_IGN)
 
 
 def _keep_our_logging(**_: object) -> None:

@@ -55,6 +55,11 @@ def fall_back(
     return OpenEngine(build(_on("cpu", config)), "cpu", fallback)
 
 
+def is_device_fault(error: BaseException) -> bool:
+    """Whether the device, rather than what was asked of it, made the engine fail."""
+    return isinstance(error, torch.cuda.OutOfMemoryError | torch.AcceleratorError)
+
+
 def _open_on_cuda(
     build: Callable[[EngineConfig], Engine], config: EngineConfig
 ) -> tuple[OpenEngine | None, str]:

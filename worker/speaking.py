@@ -16,8 +16,14 @@ from shared.errors import StorageFull, StoreUnavailable
 from shared.jobs import JobFailure, Output, SpeechRequest
 from shared.store import Claim, JobStore
 from worker.audio_file import CONTENT_TYPES, write_audio
+from worker.device import is_device_fault
 from worker.engine.engine import Engine
-from worker.engine.errors import EngineError, EngineStopped, UtteranceCancelled
+from worker.engine.errors import (
+    DeadlinePassed,
+    EngineError,
+    EngineStopped,
+    UtteranceCancelled,
+)
 from worker.engine.prompt import USUAL_CHARS_PER_S
 from worker.engine.sampling import Sampling
 from worker.engine.utterance import Speech, Utterance
@@ -27,7 +33,7 @@ log = logging.getLogger(__name__)
 FINISH_PATIENCE_S = 120.0  # Redis may be restarting; the compare-and-set decides when it is back
 FINISH_PAUSE_S = 1.0
 STORAGE_PAUSE_S = 5.0  # a full disk does not empty at once: do not speak in vain
-RETRYABLE = frozenset({"timeout"})
+RETRYABLE = frozenset({DeadlinePassed.code})
 
 
 class Desk:
@@ -35,29 +41,32 @@ class Desk:
 
     def __init__(
         self, store: JobStore, engine: Engine, audio: AudioStore, leases: LeaseKeeper,
-        *, worker_id: str, device: str,
+        *, worker_id: str, device: str, fallback: str | None = None,
     ) -> None:  # fmt: skip
         self.store, self.engine, self.audio, self.leases = store, engine, audio, leases
-        self.worker_id, self.device = worker_id, device
+        self.worker_id, self.device, self.fallback = worker_id, device, fallback
 
     def answer(self) -> None:
         """A doorbell rang: speaks jobs until none waits, or the worker is to end."""
-        while not self.leases.is_draining.is_set():
-            try:
-                claim = self.store.claim(self.worker_id, self.device, self.engine.checkpoint.name)
-            except StoreUnavailable as e:
-                log.warning("no job claimed: %s", e)
-                return
-            if claim is None:
-                return
+        while claim := self._claim():
             self._speak(claim)
+
+    def _claim(self) -> Claim | None:
+        if self.leases.is_draining.is_set() or self.engine.is_over:
+            return None
+        name = self.engine.checkpoint.name
+        try:
+            return self.store.claim(self.worker_id, self.device, name, self.fallback or "")
+        except StoreUnavailable as e:
+            log.warning("no job claimed: %s", e)
+            return None
 
     def _speak(self, claim: Claim) -> None:
         log.info("%s begins (attempt %d)", claim.job_id, claim.attempt)
         try:
             lease = self._submit(claim)
-        except EngineStopped:
-            self._release(claim)
+        except EngineStopped as e:
+            self._give_back(claim, e)
             return
         except EngineError as e:
             self._fail(claim, e.code, str(e))
@@ -90,8 +99,7 @@ class Desk:
         except UtteranceCancelled:
             self._stopped(lease)
         except EngineStopped as e:
-            log.warning("%s goes back to the queue: %s", claim.job_id, e)
-            self._release(claim)
+            self._give_back(claim, e)
         except EngineError as e:
             self._fail(claim, e.code, str(e))
         except StorageFull as e:
@@ -149,6 +157,19 @@ class Desk:
                     log.error("%s: its end could not be told (%s)", claim.job_id, e)
                     return True  # unknown, so the file stays; the orphan sweep knows what to do
                 time.sleep(FINISH_PAUSE_S)
+
+    def _give_back(self, claim: Claim, error: EngineStopped) -> None:
+        """The engine ended. If the device failed, or it was told to, the job is not to blame.
+
+        Otherwise this job, or a neighbour, may have broken it: the lease is left to run out, which
+        counts a crash, so that after a second one the job is spoken alone.
+        """
+        failure = self.engine.failure
+        if failure is None or is_device_fault(failure):
+            log.warning("%s goes back to the queue: %s", claim.job_id, error)
+            self._release(claim)
+        else:
+            log.error("%s was being spoken when the engine failed: %s", claim.job_id, error)
 
     def _release(self, claim: Claim, *, transient: bool = False) -> None:
         try:

@@ -1,7 +1,7 @@
 -- The best waiting job goes to this worker, under a fresh token and a lease.
 -- A job that crashed twice waits in quarantine and is spoken alone, so that it takes no neighbours with it.
 local worker, device, class, model, token = ARGV[2], ARGV[3], ARGV[4], ARGV[5], ARGV[6]
-local lease_s, too_late = tonumber(ARGV[7]), ARGV[8]
+local lease_s, too_late, excuse = tonumber(ARGV[7]), ARGV[8], ARGV[9]
 local DRAIN_LOCK_S = 10
 
 local mine = redis.call('SMEMBERS', key('worker:', worker, ':jobs'))
@@ -47,7 +47,8 @@ local function next_job()
 end
 
 local function fallback(wants)
-  if wants == 'auto' or wants == class then return '' end
+  if wants == class then return '' end
+  if wants == 'auto' then return excuse end
   return 'no ' .. wants .. ' worker was alive; spoken on ' .. class
 end
 

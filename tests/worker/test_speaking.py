@@ -13,6 +13,7 @@ import av
 import fakeredis
 import numpy as np
 import pytest
+import torch
 
 from shared.audio_store import AudioStore
 from shared.errors import StoreUnavailable
@@ -201,7 +202,7 @@ def test_a_job_past_its_time_limit_fails(bench: Bench) -> None:
     bench.desk.answer()
     error = bench.job(job_id).error
     assert error is not None
-    assert (error.code, error.retryable) == ("timeout", True)
+    assert (error.code, error.retryable) == ("deadline_exceeded", True)
 
 
 def test_an_engine_that_stops_gives_its_jobs_back_uncounted(bench: Bench) -> None:
@@ -289,3 +290,50 @@ def test_a_hung_engine_is_not_renewed_for_and_ends_the_process(bench: Bench) -> 
     engine.last_tick = time.monotonic() - 61
     bench.leases.beat()
     assert bench.exits == [70]
+
+
+class BrokenRunner:
+    """Stands in for the runner, and fails as a model or as a card would."""
+
+    max_positions = 512
+
+    def __init__(self, error: Exception) -> None:
+        self._error = error
+
+    def start(self, *_: object) -> None: ...
+
+    def stop(self, *_: object) -> None: ...
+
+    def run(self, *_: object) -> None:
+        raise self._error
+
+
+def test_an_engine_broken_by_a_job_leaves_its_lease_to_run_out_and_counts_a_crash(
+    bench: Bench,
+) -> None:
+    bench.desk.engine.runner = BrokenRunner(IndexError("a code out of range"))  # type: ignore[assignment]
+    job_id = bench.submit()
+    bench.desk.answer()
+    assert bench.job(job_id).status is JobStatus.IN_PROGRESS
+    assert bench.store.claim("w2", "cpu", "csm-tiny") is None
+    bench.clock.advance(LEASE_S + 1)
+    bench.store.reap()
+    job = bench.job(job_id)
+    assert (job.status, job.crashes) == (JobStatus.QUEUED, 1)
+
+
+def test_an_engine_broken_by_its_device_gives_the_job_back_uncounted(bench: Bench) -> None:
+    error = torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
+    bench.desk.engine.runner = BrokenRunner(error)  # type: ignore[assignment]
+    job_id = bench.submit()
+    bench.desk.answer()
+    job = bench.job(job_id)
+    assert (job.status, job.crashes) == (JobStatus.QUEUED, 0)
+
+
+def test_a_worker_that_fell_back_to_the_cpu_says_so_in_its_jobs(bench: Bench) -> None:
+    bench.desk.fallback = "CUDA failed (no driver); speaking on the CPU instead"
+    open_to_any, for_cpu = bench.submit(), bench.submit(device="cpu")
+    bench.desk.answer()
+    assert bench.job(open_to_any).device_fallback == bench.desk.fallback
+    assert bench.job(for_cpu).device_fallback is None

@@ -138,7 +138,7 @@ class Csm:
         return torch.stack(codes, dim=1)
 
     def _depth_rows(self, rows: Tensor, codebook: int, remember: Remember) -> Tensor:
-        """Runs rows (B, T, W backbone) that end at position `codebook`; returns the last, (B, W)."""
+        """Runs rows (B, T, backbone W) ending at position `codebook`; returns the last, (B, W)."""
         num_rows = rows.shape[1]
         start = codebook + 1 - num_rows
         positions = torch.arange(start, codebook + 1, device=rows.device).expand(len(rows), -1)

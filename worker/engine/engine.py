@@ -97,6 +97,11 @@ class Engine:
         return len(self._jobs)
 
     @property
+    def is_over(self) -> bool:
+        """Whether it takes no more utterances."""
+        return self._is_stopping or self.failure is not None
+
+    @property
     def tick_age_s(self) -> float:
         """Seconds since the engine's thread last gave a sign of life."""
         return time.monotonic() - self.last_tick
@@ -114,7 +119,7 @@ class Engine:
             self._thread.join()
 
     def submit(self, utterance: Utterance) -> Handle:
-        """Queues an utterance. Raises `PromptTooLong`, or `EngineStopped` when there is no engine."""
+        """Queues an utterance. Raises `PromptTooLong`, or `EngineStopped` when it is over."""
         prompt = self._prompt(utterance)
         handle = Handle(self.sample_rate, self._frame_budget(utterance, prompt))
         turn = Turn(
@@ -125,7 +130,7 @@ class Engine:
             is_cancelled=lambda: handle.is_cancelled,
         )
         with self._woken:
-            if self._is_stopping or self.failure is not None:
+            if self.is_over:
                 raise EngineStopped("the engine has stopped; the worker must be restarted")
             self._jobs[turn] = _Job(handle, prompt, utterance.sampling)
             self._arrivals.append(turn)

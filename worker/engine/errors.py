@@ -4,7 +4,6 @@ EngineError
 ├── ModelNotFound        nothing that is a CSM where it was looked for
 ├── CheckpointInvalid    found, but damaged, incomplete or of another shape
 ├── PromptTooLong        text and context leave no room for speech
-├── DeviceFailed         the device could not be used
 ├── DeadlinePassed       the utterance did not end in time
 ├── UtteranceCancelled
 └── EngineStopped        the engine ended before the utterance did
@@ -29,12 +28,8 @@ class PromptTooLong(EngineError):
     code = "prompt_too_long"
 
 
-class DeviceFailed(EngineError):
-    code = "device_failed"
-
-
 class DeadlinePassed(EngineError):
-    code = "timeout"
+    code = "deadline_exceeded"
 
 
 class UtteranceCancelled(EngineError):

@@ -69,14 +69,20 @@ def frame_budget(
     frame_rate: float,
 ) -> int:  # fmt: skip
     """How many frames the utterance may take. Raises `PromptTooLong` with the figures."""
-    room = min(max_positions - len(prompt), max_frames)
+    free = max_positions - len(prompt)
+    room = min(free, max_frames)
     usual = int(len(text) / USUAL_CHARS_PER_S * frame_rate)
     needed = max(1, usual if asked is None else asked)
     if needed > room:
-        raise PromptTooLong(
+        limit = (
             f"the prompt takes {len(prompt)} of {max_positions} rows"
             f" ({prompt.prefix_rows} of them context), which leaves room for"
-            f" {max(room, 0) / frame_rate:.1f} s of speech, but {needed / frame_rate:.1f} s"
+            f" {max(room, 0) / frame_rate:.1f} s of speech"
+            if free <= max_frames
+            else f"one utterance may last {room / frame_rate:.1f} s here"
+        )
+        raise PromptTooLong(
+            f"{limit}, but {needed / frame_rate:.1f} s"
             f" {'would be needed' if asked is None else 'were asked for'};"
             " shorten the text or the context, or split the text over several jobs"
         )

@@ -31,7 +31,7 @@ class Found:
 
 
 def find_checkpoint(model_dir: Path, hub_cache: Path) -> Found:
-    """The seed's search order. Raises `ModelNotFound` naming each place."""
+    """Takes the first of the three. Raises `ModelNotFound` naming each place."""
     if is_csm(model_dir):
         return Found(model_dir, "the model directory")
     snapshot = _main_snapshot(hub_cache / CSM_1B_ENTRY)
