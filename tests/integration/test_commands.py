@@ -86,6 +86,10 @@ def run(*command: str) -> subprocess.CompletedProcess[str]:
     )
 
 
+def arguments_of(pid: int) -> list[str]:
+    return Path(f"/proc/{pid}/cmdline").read_text().split("\0")
+
+
 def is_alive(pid: int) -> bool:
     try:
         return "Z" not in Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0]
@@ -118,9 +122,7 @@ def test_a_killed_worker_is_started_again_and_its_job_completes(up: Up, tmp_path
     url = up.url
     submitted = run(*ECHOFORGE, "submit", "Kill me.", "--max-audio-seconds", "20", "--url", url)
     job_id = submitted.stdout.split()[0]
-    worker = next(
-        pid for pid in up.children() if b"worker" in Path(f"/proc/{pid}/cmdline").read_bytes()
-    )
+    worker = next(pid for pid in up.children() if "worker" in arguments_of(pid))
     until(lambda: "begins" in up.text)
     os.kill(worker, signal.SIGKILL)
     watched = run(*ECHOFORGE, "watch", job_id, "--url", url)
