@@ -19,6 +19,7 @@ class SpeechTokenizer:
 
     def __init__(self, tokenizer: Tokenizer, text_vocab: int) -> None:
         self._tokenizer = tokenizer
+        tokenizer.encode_special_tokens = True  # in a text they are words, not orders
         self._begin, self._end = self._special(BEGIN), self._special(END)
         if tokenizer.get_vocab_size() > text_vocab:
             raise CheckpointInvalid(
