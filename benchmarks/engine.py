@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import transformers
 from transformers import CsmConfig, CsmForConditionalGeneration
 
 from worker.engine.checkpoint import CODEC, TIED
@@ -46,6 +47,7 @@ def main() -> None:
     args = _arguments()
     torch.set_num_threads(args.threads)
     torch.manual_seed(0)
+    transformers.logging.set_verbosity_error()
     print(f"machine: {_machine(args.threads)}")
     print(f"shape {args.shape}, {args.dtype}, {args.frames} frames a sample, {args.rounds} rounds")
     began = time.monotonic()
