@@ -17,6 +17,8 @@ from starlette.staticfiles import StaticFiles
 
 from api.body_limit import BodyLimit
 from api.errors import add_error_handlers
+from api.head import HeadAsGet
+from api.known_hosts import KnownHosts, is_loopback
 from api.parts import Parts
 from api.routes import docs, jobs, status
 from shared.audio_store import AudioStore
@@ -26,7 +28,6 @@ from shared.store import JobStore
 from shared.ticker import Ticker
 from shared.upkeep import Upkeep
 
-LOOPBACK = frozenset({"127.0.0.1", "::1", "localhost"})
 GRACE_S = 10  # for requests under way, when the server is told to end
 
 log = logging.getLogger(__name__)
@@ -40,6 +41,7 @@ def create_app(
         store or JobStore.connect(settings),
         doorbell or Doorbell(make_celery(settings)),
         AudioStore(settings.audio_dir),
+        settings.max_audio_s,
     )
     app = FastAPI(
         title="EchoForge",
@@ -53,6 +55,9 @@ def create_app(
     app.state.parts = parts
     add_error_handlers(app)
     app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes)
+    if is_loopback(settings.host):
+        app.add_middleware(KnownHosts)
+    app.add_middleware(HeadAsGet)
     for route in (jobs, status, docs):
         app.include_router(route.router)
     app.mount("/static", StaticFiles(directory=docs.STATIC))
@@ -61,8 +66,8 @@ def create_app(
 
 def serve(settings: Settings) -> None:
     """Until SIGTERM or SIGINT; requests under way are answered first."""
-    if settings.host not in LOOPBACK:
-        log.warning("listening on %s: whoever reaches it may submit jobs", settings.host)
+    if not is_loopback(settings.host):
+        log.warning("listening on %s: whoever reaches it may submit, read and delete jobs", settings.host)
     app = create_app(settings)
     config = uvicorn.Config(
         app,

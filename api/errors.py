@@ -17,10 +17,12 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse
 
+from api.methods import methods_of
 from shared.errors import InvalidInput, SpeechError, Unavailable
 
 MAX_ERRORS = 20
 MAX_POINTER_CHARS = 200
+KEY_ITSELF = "[key]"  # Pydantic's last step where the name of a field is at fault
 HTTP_CODES = {  # our own: the names in http.HTTPStatus change between versions of Python
     400: "bad_request",
     404: "not_found",
@@ -31,7 +33,11 @@ HTTP_CODES = {  # our own: the names in http.HTTPStatus change between versions 
 
 
 class Problem(BaseModel):
-    """`code` is stable; `detail` is for people. `errors` tells `pointer` and `detail` of fields."""
+    """`code` is stable; `detail` is for people.
+
+    Each of `errors` has a `detail`, and says where: `pointer` is a JSON pointer (RFC 6901) into the
+    body, `parameter` a name in the query, `header` one among the headers.
+    """
 
     type: str = "about:blank"
     title: str
@@ -78,7 +84,9 @@ def _on_speech_error(request: Request, error: Exception) -> JSONResponse:
     headers = {}
     if isinstance(error, Unavailable):
         headers["Retry-After"] = str(error.retry_after_s)
-    return problem(error.status, error.code, error.message, headers=headers)
+    pointer = error.pointer if isinstance(error, InvalidInput) else None
+    errors = None if pointer is None else [{"pointer": pointer, "detail": error.message}]
+    return problem(error.status, error.code, error.message, headers=headers, errors=errors)
 
 
 def _on_invalid_request(request: Request, error: Exception) -> JSONResponse:
@@ -95,25 +103,66 @@ def _on_invalid_request(request: Request, error: Exception) -> JSONResponse:
 def _field_error(error: Mapping[str, Any]) -> dict[str, str]:
     if error["type"] == "json_invalid":
         return {"pointer": "", "detail": f"not valid JSON: {error['ctx']['error']}"}
-    return {"pointer": _pointer(error["loc"]), "detail": error["msg"]}
+    return {**_place(error["loc"]), "detail": _detail(error)}
 
 
-def _pointer(loc: Sequence[str | int]) -> str:
-    """A JSON pointer (RFC 6901) into the body; `?name` for a query, `name:` for a header."""
+def _detail(error: Mapping[str, Any]) -> str:
+    match error["type"]:
+        case "extra_forbidden" if error["loc"][0] == "query":
+            return "unknown parameter"
+        case "extra_forbidden":
+            return "unknown field"
+        case "literal_error" | "enum":
+            return f"supported: {error['ctx']['expected']}"
+        case "none_required":
+            return "not supported yet; leave it out, or send null"
+    return str(error["msg"]).removeprefix("Value error, ")
+
+
+def _place(loc: Sequence[str | int]) -> dict[str, str]:
     place, *path = (str(part).encode("utf-8", "replace").decode() for part in loc)
     if place == "query":
-        return f"?{path[0]}"
+        return {"parameter": path[0][:MAX_POINTER_CHARS]}
     if place == "header":
-        return f"{path[0]}:"
-    steps = (step.replace("~", "~0").replace("/", "~1") for step in path)
-    return "".join(f"/{step}" for step in steps)[:MAX_POINTER_CHARS]
+        return {"header": path[0]}
+    return {"pointer": _pointer(path)}
+
+
+def _pointer(path: Sequence[str]) -> str:
+    """RFC 6901. A name too long to repeat is left out: then it points at what holds it."""
+    pointer = ""
+    for step in path:
+        escaped = step.replace("~", "~0").replace("/", "~1")
+        if step == KEY_ITSELF or len(pointer) + len(escaped) >= MAX_POINTER_CHARS:
+            break
+        pointer += f"/{escaped}"
+    return pointer
 
 
 def _on_http_error(request: Request, error: Exception) -> JSONResponse:
     """The framework's own: unknown route, wrong method, unreadable body."""
     assert isinstance(error, HTTPException)
+    if error.status_code == 400 and error.__cause__ is not None:
+        return _unreadable_body(error.__cause__)
+    headers = dict(error.headers or {})
+    if error.status_code == 405:
+        headers["Allow"] = ", ".join(methods_of(request.app, request.scope["path"]))
     code = HTTP_CODES.get(error.status_code, f"http_{error.status_code}")
-    return problem(error.status_code, code, str(error.detail), headers=error.headers)
+    return problem(error.status_code, code, str(error.detail), headers=headers)
+
+
+def _unreadable_body(cause: BaseException) -> JSONResponse:
+    """What Python's JSON reader gave up on; FastAPI calls all of it 400."""
+    if isinstance(cause, UnicodeDecodeError):
+        why = "The body is not valid UTF-8; encode it as UTF-8."
+    elif isinstance(cause, RecursionError):
+        why = "The body is nested too deeply; send one flat object."
+    elif isinstance(cause, ValueError):
+        why = "The body holds a number of too many digits; /docs tells the limits."
+    else:
+        return problem(400, HTTP_CODES[400], "The body could not be read; send it again.")
+    errors = [{"pointer": "", "detail": why}]
+    return problem(InvalidInput.status, InvalidInput.code, why, errors=errors)
 
 
 def _on_bug(request: Request, error: Exception) -> JSONResponse:

@@ -19,6 +19,7 @@ class Parts:
     store: JobStore
     doorbell: Doorbell
     audio: AudioStore
+    max_audio_s: float
     closing: threading.Event = field(default_factory=threading.Event)  # ends long polls
 
 

@@ -52,15 +52,15 @@ def main() -> None:
     print(f"shape {args.shape}, {args.dtype}, {args.frames} frames a sample, {args.rounds} rounds")
     began = time.monotonic()
     theirs = _transformers(args.shape, DTYPES[args.dtype])
-    ours = _ours(theirs, max(args.slots))
+    ours = _ours(theirs)
     print(f"both models built in {time.monotonic() - began:.0f} s; weights are shared values")
     seconds = _interleaved(
-        {"echoforge": lambda b: _our_frames(ours, b, args.frames),
+        {"echoforge": lambda b: _our_frames(ours, theirs, b, args.frames),
          "transformers": lambda b: _their_frames(theirs, b, args.frames)},
         args.slots, args.rounds,
     )  # fmt: skip
     bandwidth = _read_bandwidth()
-    figures = _report(seconds, args.slots, ours.model, bandwidth)
+    figures = _report(seconds, args.slots, ours, bandwidth)
     figures["codec_ms_per_frame"] = _codec(theirs, args.slots)
     figures |= {"shape": args.shape, "dtype": args.dtype, "threads": args.threads}
     figures["peak_gb"] = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6, 1)
@@ -92,19 +92,21 @@ def _transformers(shape: str, dtype: torch.dtype) -> CsmForConditionalGeneration
     return model
 
 
-def _ours(theirs: CsmForConditionalGeneration, num_slots: int) -> Runner:
+def _ours(theirs: CsmForConditionalGeneration) -> Csm:
     weights = {n: t for n, t in theirs.state_dict().items() if not n.startswith(CODEC)}
     weights[TIED[0]] = weights[TIED[1]]
     spec = CsmSpec.from_config(theirs.config.to_dict())
-    num_codes = theirs.codec_model.config.codebook_size
-    model = Csm(spec, weights, TorchOps())
-    return Runner(model, num_slots=num_slots, max_positions=256, num_codes=num_codes)
+    return Csm(spec, weights, TorchOps())
 
 
-def _our_frames(runner: Runner, batch_size: int, frames: int) -> list[float]:
+def _our_frames(
+    model: Csm, theirs: CsmForConditionalGeneration, batch_size: int, frames: int
+) -> list[float]:
     """Seconds of each frame after the first, which warms up."""
+    num_codes = theirs.codec_model.config.codebook_size
+    runner = Runner(model, num_slots=batch_size, max_positions=256, num_codes=num_codes)
     scheduler = Scheduler(batch_size, prefill_rows=64, clock=time.monotonic)
-    num_codebooks = runner.model.spec.num_codebooks
+    num_codebooks = model.spec.num_codebooks
     prompt = Prompt(np.arange(PROMPT_ROWS), np.zeros((PROMPT_ROWS, num_codebooks), np.int64), 0)
     for _ in range(batch_size):
         scheduler.add(Turn(PROMPT_ROWS, frames + 2 * batch_size + 2))

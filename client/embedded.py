@@ -9,6 +9,7 @@ import fcntl
 import importlib.util
 import os
 import shutil
+import signal
 import subprocess
 import tempfile
 import time
@@ -27,6 +28,7 @@ from client.tether import tethered
 MAX_SOCKET_PATH_BYTES = 100  # sun_path holds 107 on Linux, 103 on macOS
 LOCK_PATIENCE_S = 2.0  # a server that was told to end may need so long to let go
 READY_S = 10.0
+DEATH_SIGNAL = signal.SIGTERM  # when the parent is killed, the server may still end cleanly
 
 
 class EmbeddedRedisError(SetupError):
@@ -50,9 +52,9 @@ def find_binary(path: str | None = None) -> str:
 class EmbeddedRedis:
     """`start` and `stop` it, or use it as a context manager.
 
-    A supervisor takes `lock`, `argv`, `pass_fds` and `await_ready` instead, and runs the server
-    itself. The server inherits the lock, which so outlives a killed parent for as long as the
-    server lives: two servers never write one append-only file.
+    A supervisor takes `lock`, `argv`, `pass_fds`, `await_ready` and DEATH_SIGNAL instead, and runs
+    the server itself. The server inherits the lock, which so outlives a killed parent for as long
+    as the server lives: two servers never write one append-only file.
     """
 
     def __init__(self, directory: Path, binary: str | None = None) -> None:
@@ -109,7 +111,7 @@ class EmbeddedRedis:
         try:
             with self._log.open("wb") as log:
                 self._process = subprocess.Popen(
-                    tethered(self.argv),
+                    tethered(self.argv, DEATH_SIGNAL),
                     stdin=subprocess.DEVNULL,
                     stdout=log,
                     stderr=subprocess.STDOUT,

@@ -12,6 +12,8 @@ import typer
 from client.api_error import SpeechApiError
 from client.setup_error import SetupError
 
+INTERRUPTED = 130  # what a shell makes of SIGINT
+
 
 @contextmanager
 def plain_errors() -> Iterator[None]:

@@ -5,12 +5,19 @@ Knows the job's JSON and the status's; sends nothing.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from itertools import accumulate
 from types import TracebackType
 from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
-from rich.table import Table
+from rich.table import Column, Table
+
+NO_WORKER = "no worker is ready; jobs wait until one is"
+COLUMNS = ("id", "status", "created (UTC)", "%", "audio", "RTF", "model")  # the last are left out first
+ID_CHARS = 36
+NOTICES = ("model_notice", "device_fallback")  # of a job as of a worker
 
 
 class JobDisplay:
@@ -41,8 +48,13 @@ class JobDisplay:
         if self._bar is not None and self._task is not None:
             self._bar.update(self._task, description=line, completed=percent(job))
         elif line != self._last_line:
-            self._console.print(line, highlight=False, soft_wrap=True, markup=False)
+            self.tell(line)
         self._last_line = line
+
+
+    def tell(self, line: str) -> None:
+        """A line that stays, above the bar where there is one."""
+        self._console.print(line, highlight=False, soft_wrap=True, markup=False)
 
 
 def percent(job: dict[str, Any]) -> int:
@@ -74,20 +86,17 @@ def summary(job: dict[str, Any], path: str) -> str:
     return f"{path}: {' · '.join(parts)}"
 
 
-def notices(job: dict[str, Any], status: dict[str, Any]) -> list[str]:
+def notices(job: dict[str, Any]) -> list[str]:
     """What a hearer must know: an untrained model, another device than asked for, a cut."""
-    told = worker_notices(status, job.get("model"))
-    if job.get("device_fallback"):
-        told.append(job["device_fallback"])
+    told = [job[kind] for kind in NOTICES if job.get(kind)]
     if (job.get("output") or {}).get("finish_reason") == "length":
         told.append("the speech reached its length limit; raise --max-audio-seconds for more")
-    return [f"note: {notice}" for notice in dict.fromkeys(told)]
+    return [f"note: {notice}" for notice in told]
 
 
-def worker_notices(status: dict[str, Any], model: str | None = None) -> list[str]:
-    """Each notice of the workers once; only of those with `model`, where it is given."""
-    workers = [w for w in status.get("workers") or [] if model in {None, w.get("model")}]
-    told = [w.get(kind) for w in workers for kind in ("model_notice", "device_fallback")]
+def worker_notices(status: dict[str, Any]) -> list[str]:
+    """Each notice of the workers once."""
+    told = [worker.get(kind) for worker in status.get("workers") or [] for kind in NOTICES]
     return list(dict.fromkeys(notice for notice in told if notice))
 
 
@@ -107,23 +116,18 @@ def server_lines(status: dict[str, Any]) -> list[str]:
     for worker in status.get("workers") or []:
         lines.append(f"worker {worker.get('id')}: {worker.get('model')} on {worker.get('device')}")
     if not status.get("workers"):
-        lines.append("no worker is ready; jobs wait until one is")
+        lines.append(NO_WORKER)
     return lines + [f"note: {notice}" for notice in worker_notices(status)]
 
 
-def jobs_table(jobs: list[dict[str, Any]]) -> Table:
-    table = Table("id", "status", "%", "audio", "RTF", "model", "created", box=None, pad_edge=False)
-    for job in jobs:
-        metrics = job.get("metrics") or {}
-        table.add_row(
-            job["id"],
-            job["status"],
-            str(percent(job)),
-            _number(metrics.get("audio_s"), " s"),
-            _number(metrics.get("rtf")),
-            job.get("model") or "-",
-            (job.get("created_at") or "-")[:19].replace("T", " "),
-        )
+def jobs_table(jobs: list[dict[str, Any]], width: int) -> Table:
+    """Ids are never cut: on a narrow terminal the columns that matter least are left out."""
+    rows = [COLUMNS, *map(_cells, jobs)]
+    num_shown = _num_fitting([max(map(len, column)) for column in zip(*rows, strict=True)], width)
+    id_column = Column(COLUMNS[0], min_width=ID_CHARS, no_wrap=True, overflow="ignore")
+    table = Table(id_column, *COLUMNS[1:num_shown], box=None, pad_edge=False)
+    for row in rows[1:]:
+        table.add_row(*row[:num_shown])
     return table
 
 
@@ -150,6 +154,26 @@ def _speaking_line(job: dict[str, Any]) -> str:
         return f"{line}, being cancelled"
     eta_s = progress.get("eta_s")
     return line if eta_s is None else f"{line}, about {eta_s:.0f} s left"
+
+
+def _cells(job: dict[str, Any]) -> tuple[str, ...]:
+    """One for each of COLUMNS."""
+    metrics = job.get("metrics") or {}
+    return (
+        job["id"],
+        job["status"],
+        (job.get("created_at") or "-")[:19].replace("T", " "),
+        str(percent(job)),
+        _number(metrics.get("audio_s"), " s"),
+        _number(metrics.get("rtf")),
+        job.get("model") or "-",
+    )
+
+
+def _num_fitting(widths: Sequence[int], width: int) -> int:
+    """How many of the columns, from the left, stand beside each other with two spaces between."""
+    ends = accumulate(column + 2 for column in widths)
+    return max(1, sum(end - 2 <= width for end in ends))
 
 
 def _number(value: float | None, unit: str = "") -> str:

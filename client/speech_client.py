@@ -7,10 +7,11 @@ Jobs are the API's JSON objects, unchanged.
 from __future__ import annotations
 
 import hashlib
+import json
 import math
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeAlias
@@ -79,12 +80,12 @@ class SpeechClient:
 
         The Idempotency-Key makes the retry after a lost answer safe: it finds the first job.
         """
-        headers = {"Idempotency-Key": uuid.uuid4().hex}
-        body = {"text": text, **options}
+        headers = {"Idempotency-Key": uuid.uuid4().hex, "Content-Type": "application/json"}
+        body = _encoded({"text": text, **options})
         trouble = _Trouble(self.patience_s, self._sleep)
         while True:
             try:
-                return self._json("POST", "/api/generate", json=body, headers=headers)
+                return self._json("POST", "/api/generate", content=body, headers=headers)
             except SpeechApiError as error:
                 if error.code != "connection_lost" and not trouble.has_begun:
                     raise
@@ -272,6 +273,20 @@ class _Trouble:
             raise error
         self._sleep(pause_s)
         self._next_s = min(self._next_s * 2, MAX_BACKOFF_S)
+
+
+def _encoded(fields: Mapping[str, Any]) -> bytes:
+    """As JSON; SpeechApiError names the field that cannot be written so."""
+    for name, value in fields.items():
+        try:
+            json.dumps(value, ensure_ascii=False, allow_nan=False).encode()
+        except UnicodeEncodeError as error:
+            reason = f"/{name}: holds half a character; is it UTF-8?"
+            raise SpeechApiError(0, "invalid_input", reason) from error
+        except ValueError as error:
+            reason = f"/{name}: {value!r} cannot be written as JSON"
+            raise SpeechApiError(0, "invalid_input", reason) from error
+    return json.dumps(fields).encode()
 
 
 def _host(base_url: str) -> str:

@@ -31,6 +31,9 @@ class Part:
     stage: int = 0  # parts are ended stage by stage, the highest first
     grace_s: float = 10.0  # between SIGTERM and SIGKILL
     pass_fds: tuple[int, ...] = ()
+    # What it gets when this process is killed. Redis dies at the same moment, so a worker that
+    # drained would only ask a dead server; its leases give its jobs back instead.
+    death_signal: signal.Signals = signal.SIGKILL
 
 
 class Supervisor:
@@ -108,7 +111,7 @@ class _Child:
     def spawn(self) -> None:
         self.restart_at = None
         self._process = subprocess.Popen(
-            tethered(self.part.argv),
+            tethered(self.part.argv, self.part.death_signal),
             env={**os.environ, "PYTHONUNBUFFERED": "1", **self.part.env},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,

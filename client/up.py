@@ -9,11 +9,11 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from client.api_error import SpeechApiError
-from client.embedded import EmbeddedRedis
+from client.embedded import DEATH_SIGNAL, EmbeddedRedis
 from client.job_display import worker_notices
 from client.parts import REDIS_STAGE, api_part, part_environment, require, worker_parts
 from client.setup_error import SetupError
@@ -41,7 +41,8 @@ class Up:
         self._settings = settings
         self._num_workers = num_workers
         self._given = dict(given)
-        self._supervisor = Supervisor(_LogLines().write)
+        self._write = _LogLines().write
+        self._supervisor = Supervisor(self._write)
         self._redis: EmbeddedRedis | None = None
 
     def run(self) -> int:
@@ -76,7 +77,13 @@ class Up:
         redis.lock()
         self._given["redis_url"] = redis.url
         self._supervisor.start(
-            Part("redis", redis.argv, stage=REDIS_STAGE, pass_fds=redis.pass_fds)
+            Part(
+                "redis",
+                redis.argv,
+                stage=REDIS_STAGE,
+                pass_fds=redis.pass_fds,
+                death_signal=DEATH_SIGNAL,
+            )
         )
         redis.await_ready(lambda: self._supervisor.is_running("redis"))
 
@@ -88,12 +95,14 @@ class Up:
             time.sleep(TICK_S)
 
     def _announce(self, client: SpeechClient) -> bool:
-        """Prints the one line, once the API says it is ready; False until then."""
+        """Prints the one line, once a worker of ours is ready; False until then."""
         try:
             if not client.is_ready():
                 return False
-            status = client.status()
+            status = own_workers(client.status(), self._supervisor.pids().values())
         except SpeechApiError:  # it was ready a moment ago, and will be again
+            return False
+        if not status["workers"]:
             return False
         print(ready_line(client.base_url, status, self._num_workers), flush=True)
         for notice in worker_notices(status):
@@ -101,6 +110,11 @@ class Up:
         return True
 
     def _stop(self, signals: StopSignals) -> None:
+        if signals.is_asked and self._supervisor.pids():
+            self._write(
+                f"ending: waiting up to {self._settings.drain_s:g} s for running jobs; "
+                "Ctrl-C again to stop now"
+            )
         self._supervisor.stop(lambda: signals.is_hurried)
         if self._redis is not None:
             self._redis.unlock()
@@ -138,6 +152,23 @@ def public_url(host: str, port: int) -> str:
     """Where a client on this machine finds the API."""
     reachable = ANY_HOST.get(host, host)
     return f"http://[{reachable}]:{port}" if ":" in reachable else f"http://{reachable}:{port}"
+
+
+def own_workers(status: Mapping[str, Any], pids: Collection[int]) -> dict[str, Any]:
+    """`status` with those workers only that are ready and are processes `pids` of this machine.
+
+    The heartbeat of one that was killed stays in Redis for a while, and another machine may
+    serve the same queue.
+    """
+    here = socket.gethostname()
+    workers = [
+        worker
+        for worker in status.get("workers") or []
+        if worker.get("pid") in pids
+        and worker.get("host", here) == here
+        and worker.get("state", "ready") == "ready"
+    ]
+    return {**status, "workers": workers}
 
 
 def ready_line(url: str, status: Mapping[str, Any], num_workers: int) -> str:

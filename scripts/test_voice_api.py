@@ -44,7 +44,7 @@ def main() -> int:
         return 1
     made = job["output"]
     print(f"{asked.output}: {made['duration_s']:.2f} s, {job['model']} on {job['device']}")
-    if job["device_fallback"]:
+    if job.get("device_fallback"):
         print(f"note: {job['device_fallback']}")
     return 0
 

@@ -12,6 +12,7 @@ import re
 import stat
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -53,7 +54,8 @@ class AudioStore:
         except OSError as error:
             raise _full(error) from error
         finally:
-            part.unlink(missing_ok=True)
+            with suppress(OSError):  # swept later; what went wrong first is what counts
+                part.unlink(missing_ok=True)
         return published
 
     def path(self, name: str) -> Path:

@@ -34,10 +34,10 @@ def make_celery(settings: Settings) -> Celery:
         task_ignore_result=True,
         task_serializer="json",
         accept_content=["json"],  # never pickle: whoever writes to Redis would run code here
-        result_accept_content=["json"],
+        result_accept_content=["json"],  # the same, for results that nobody sends
         task_acks_late=False,  # the lease is the acknowledgement; a redelivered message shares its
         # tag with the running one, whose entry a late acknowledgement would then remove
-        worker_prefetch_multiplier=1,
+        worker_prefetch_multiplier=1,  # the default of 4 hoards messages that others could answer
         worker_disable_prefetch=True,  # waiting messages stay in Redis, where they are counted
         # Cancelling needs `terminate`, which threads lack; Celery 6 will default to True.
         worker_cancel_long_running_tasks_on_connection_loss=False,
@@ -45,12 +45,12 @@ def make_celery(settings: Settings) -> Celery:
         broker_connection_max_retries=None,  # the default gives up after 100
         broker_channel_error_retry=True,  # Redis at its memory limit would end the worker
         worker_enable_remote_control=False,  # no stranger's orders, no pub/sub to keep alive
-        worker_send_task_events=False,
-        task_send_sent_event=False,
+        worker_send_task_events=False,  # the store knows what runs; events would be a second truth
+        task_send_sent_event=False,  # the same
         task_publish_retry=False,  # fail fast: upkeep rings later
         broker_transport_options={
             "global_keyprefix": CELERY_PREFIX,  # the store counts messages under this prefix
-            "visibility_timeout": 3600,
+            "visibility_timeout": 3600,  # of no weight: messages are acknowledged on arrival
             "socket_timeout": 10,  # without these four a half-open connection hangs for ever;
             "socket_connect_timeout": 2,  # with them the worker is back within 15 s
             "socket_keepalive": True,

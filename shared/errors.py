@@ -2,8 +2,9 @@
 
 SpeechError
 ├── BadRequest 422            InvalidInput, IdempotencyConflict
+├── UnsupportedMediaType 415
 ├── NotFound 404              JobNotFound
-├── Conflict 409              AudioNotReady
+├── Conflict 409              AudioNotReady, NoAudio
 ├── Gone 410                  AudioExpired
 └── Unavailable 503           QueueFull, StoreUnavailable, StorageFull, NoReadyWorker
                               (each carries retry_after_s)
@@ -32,11 +33,22 @@ class BadRequest(SpeechError):
 
 
 class InvalidInput(BadRequest):
+    """`pointer` is a JSON pointer (RFC 6901) to the field at fault."""
+
     code = "invalid_input"
+
+    def __init__(self, message: str, pointer: str | None = None) -> None:
+        super().__init__(message)
+        self.pointer = pointer
 
 
 class IdempotencyConflict(BadRequest):
     code = "idempotency_conflict"
+
+
+class UnsupportedMediaType(SpeechError):
+    code = "unsupported_media_type"
+    status = 415
 
 
 class NotFound(SpeechError):
@@ -55,6 +67,12 @@ class Conflict(SpeechError):
 
 class AudioNotReady(Conflict):
     code = "audio_not_ready"
+
+
+class NoAudio(Conflict):
+    """The job ended without audio; waiting will not help."""
+
+    code = "no_audio"
 
 
 class Gone(SpeechError):

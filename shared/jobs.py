@@ -12,7 +12,15 @@ from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    StrictFloat,
+    StrictInt,
+    StringConstraints,
+    field_validator,
+)
 
 MAX_TEXT_CHARS = 5000
 JOB_ID_PATTERN = r"^job_[0-9a-f]{32}$"
@@ -52,28 +60,40 @@ MetadataValue = Annotated[str, StringConstraints(max_length=512)]
 
 
 class SpeechRequest(BaseModel):
-    """The body of `POST /api/generate`. Only `text` is required; an unknown field is refused."""
+    """The body of `POST /api/generate`. Only `text` is required; an unknown field is refused.
+
+    Numbers are numbers: neither `true` nor `"40"` is one.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     text: str = Field(min_length=1, max_length=MAX_TEXT_CHARS, description="What is spoken.")
-    speaker_id: int = Field(1, ge=0, le=99, description="The number in the prompt's `[n]`.")
-    temperature: float = Field(
+    speaker_id: StrictInt = Field(1, ge=0, le=99, description="The number in the prompt's `[n]`.")
+    temperature: StrictFloat = Field(
         0.9, ge=0, le=1.5, description="0 is greedy; 0.5 to 1.0 is recommended."
     )
-    top_k: int = Field(50, ge=1, le=2048, description="30 to 50 is recommended.")
+    top_k: StrictInt = Field(50, ge=1, le=2048, description="30 to 50 is recommended.")
     device: Device = Field("auto", description="Which workers may speak it.")
     style: Literal["default"] = Field("default", description="Styles come with voices.")
     voice: None = Field(None, description="Stored voices are not supported yet.")
     format: AudioFormat = "wav"
-    seed: int | None = Field(None, ge=0, lt=2**63, description="Same seed, same speech.")
-    max_audio_seconds: float | None = Field(
+    seed: StrictInt | None = Field(
+        None,
+        ge=0,
+        lt=2**53,
+        description="Same seed, same speech. Below 2^53: above it JSON clients round.",
+    )
+    max_audio_seconds: StrictFloat | None = Field(
         None, ge=0.08, le=600, description="None: a generous limit from the text's length."
     )
     priority: Priority = "normal"
-    start_timeout_s: int = Field(600, ge=1, le=86_400, description="Expires if not begun by then.")
-    timeout_s: int = Field(900, ge=1, le=86_400, description="Fails if not ended by then.")
-    expires_in_s: int = Field(86_400, ge=1, le=2_592_000, description="Audio is kept so long.")
+    start_timeout_s: StrictInt = Field(
+        600, ge=1, le=86_400, description="Expires if not begun by then."
+    )
+    timeout_s: StrictInt = Field(900, ge=1, le=86_400, description="Fails if not ended by then.")
+    expires_in_s: StrictInt = Field(
+        86_400, ge=1, le=2_592_000, description="Audio is kept so long."
+    )
     metadata: dict[MetadataKey, MetadataValue] = Field(default_factory=dict, max_length=16)
 
     @field_validator("text")
@@ -108,6 +128,7 @@ class Output(BaseModel):
     bytes: int
     sample_rate: int
     duration_s: float
+    frames: int | None = None  # 80 ms each
     sha256: str
     seed: int
     finish_reason: Literal["eos", "length"]
@@ -137,6 +158,7 @@ class Job(BaseModel):
     audio_expired: bool = False
     error: JobFailure | None = None
     model: str | None = None
+    model_notice: str | None = None  # what a listener must know of the model: it is untrained
     device: str | None = None
     device_fallback: str | None = None
     attempts: int = 0
@@ -184,6 +206,7 @@ def public_view(job: Job, *, include_text: bool = False) -> dict[str, Any]:
         "output": _output_view(job.output, f"{base}/audio") if job.output and ready else None,
         "error": job.error.model_dump() if job.error else None,
         "model": job.model,
+        "model_notice": job.model_notice,
         "device": job.device,
         "device_fallback": job.device_fallback,
         "metrics": _metrics_view(job),
@@ -203,10 +226,11 @@ def _queue_view(job: Job) -> dict[str, Any] | None:
 
 def _progress_view(job: Job) -> dict[str, Any] | None:
     if job.output is not None:
-        frames = job.progress.frames if job.progress else None
-        done = {"percent": 100, "audio_seconds": job.output.duration_s, "eta_s": 0.0}
-        return {"frames": frames, **done}
-    return job.progress.model_dump() if job.progress else None
+        seconds, frames = job.output.duration_s, job.output.frames
+        return {"frames": frames, "audio_seconds": seconds, "percent": 100, "eta_s": None}
+    if job.progress is None:
+        return None
+    return job.progress.model_dump() | ({"eta_s": None} if job.status.is_terminal else {})
 
 
 def _output_view(output: Output, url: str) -> dict[str, Any]:

@@ -33,6 +33,7 @@ def job_of(view: View) -> Job:
         audio_expired="audio_expired" in fields,
         error=JobFailure.model_validate_json(fields["error"]) if "error" in fields else None,
         model=fields.get("model"),
+        model_notice=fields.get("model_notice") or None,
         device=fields.get("device"),
         device_fallback=fields.get("device_fallback") or None,
         attempts=int(fields.get("attempts", 0)),

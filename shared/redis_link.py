@@ -50,14 +50,14 @@ def client_url(url: str) -> str:
 def redis_call(function: Callable[P, T]) -> Callable[P, T]:
     """The one place where Redis's errors become ours.
 
-    A broken connection is tried once more, so a function that writes must be safe to repeat.
+    A reply that was lost is asked for once more, so what writes must be safe to repeat.
     """
 
     @wraps(function)
     def call(*args: P.args, **kwargs: P.kwargs) -> T:
         try:
             return _twice(function, *args, **kwargs)
-        except (redis.ConnectionError, redis.TimeoutError) as error:
+        except (redis.ConnectionError, redis.TimeoutError, redis.InvalidResponse) as error:
             raise StoreUnavailable("Redis does not answer; try again in a few seconds.") from error
         except redis.ResponseError as error:
             if not _is_unable(error):
@@ -70,7 +70,7 @@ def redis_call(function: Callable[P, T]) -> Callable[P, T]:
 def _twice(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
     try:
         return function(*args, **kwargs)
-    except redis.ConnectionError:
+    except (redis.ConnectionError, redis.TimeoutError):
         return function(*args, **kwargs)
 
 

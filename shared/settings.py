@@ -5,19 +5,26 @@ Read once when a process starts, then passed down. Knows names, defaults and lim
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
+from urllib.parse import urlsplit
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+ENV_PREFIX = "ECHOFORGE_"
 REDIS_SCHEMES = ("redis", "rediss", "redis+socket")
 
 
 class Settings(BaseSettings):
     """Every variable carries the prefix `ECHOFORGE_`; `.env.example` lists them all."""
 
-    model_config = SettingsConfigDict(env_prefix="ECHOFORGE_", extra="ignore")
+    model_config = SettingsConfigDict(
+        env_prefix=ENV_PREFIX,
+        extra="ignore",
+        hide_input_in_errors=True,  # a URL may hold a password
+    )
 
     redis_url: str = Field(
         "redis://127.0.0.1:6379/0",
@@ -29,6 +36,13 @@ class Settings(BaseSettings):
     )
     host: str = Field("127.0.0.1", description="Address the API listens on.")
     port: int = Field(8000, ge=0, le=65535, description="Port the API listens on.")
+    allow_remote: bool = Field(
+        False,
+        description=(
+            "Listen beyond loopback although there are no API keys yet:"
+            " whoever reaches it may submit, read and delete jobs."
+        ),
+    )
 
     model: str = Field(
         "csm-1b", description="csm-1b, csm-tiny (untrained: noise), or a checkpoint directory."
@@ -75,6 +89,19 @@ class Settings(BaseSettings):
             raise ValueError(f"must begin with one of {', '.join(REDIS_SCHEMES)}")
         return url
 
+    @field_validator("redis_url")
+    @classmethod
+    def _readable(cls, url: str) -> str:
+        """urlsplit's own message would repeat a part of the URL, which may be a password."""
+        try:
+            urlsplit(url).port  # noqa: B018
+        except ValueError:
+            raise ValueError(
+                "has no readable host and port; the port is a number up to 65535, and a password's"
+                " special characters are written as %2F and the like"
+            ) from None
+        return url
+
     @model_validator(mode="after")
     def _renewed_in_time(self) -> Settings:
         if self.renew_s * 2 > self.lease_s:
@@ -84,3 +111,13 @@ class Settings(BaseSettings):
     @property
     def audio_dir(self) -> Path:
         return self.data_dir.expanduser() / "audio"
+
+
+def settings_problem(error: ValidationError) -> str:
+    """What is wrong with the environment, in one line that repeats no value."""
+    return "; ".join(map(_complaint, error.errors(include_input=False, include_url=False)))
+
+
+def _complaint(one: Mapping[str, Any]) -> str:
+    message = " ".join(str(one["msg"]).removeprefix("Value error, ").split())
+    return f"{ENV_PREFIX}{str(one['loc'][0]).upper()}: {message}" if one["loc"] else message

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import redis
+from pydantic import ValidationError
 
 from shared.errors import IdempotencyConflict, InvalidInput, JobNotFound, QueueFull
 from shared.jobs import Job, JobFailure, JobStatus, Output, Progress, SpeechRequest, new_job_id
@@ -33,6 +34,10 @@ REAP_LIMIT = 200  # jobs touched by one reap, so that Redis is never held for lo
 CRASHED = JobFailure(
     code="crashed_worker",
     message="Three workers died while they spoke this job alone; change the text or the limits.",
+)
+UNREADABLE = JobFailure(
+    code="unreadable_request",
+    message="A newer version stored this job; update the workers, and submit it again.",
 )
 TOO_LATE = JobFailure(
     code="deadline_exceeded",
@@ -162,20 +167,26 @@ class JobStore:
 
     # A worker's verbs
 
-    def claim(self, worker_id: str, device: str, model: str, fallback: str = "") -> Claim | None:
+    def claim(
+        self, worker_id: str, device: str, model: str, *, fallback: str = "", notice: str = ""
+    ) -> Claim | None:
         """The best waiting job this worker may speak, or None.
 
-        `fallback`: why the worker is not on the device it wanted; told to those who left it open.
+        `fallback`: why the worker is not on the device it wanted, told to who left it open.
+        `notice`: what must be said about the model.
         """
         token = uuid.uuid4().hex
-        told = self._claim(worker_id, device, model, token, fallback)
+        told = self._claim(worker_id, device, model, token, fallback, notice)
         if told is None:
             return None
-        job_id, request, attempt, alone, device_fallback, created_at, deadline_s = told
+        job_id, body, attempt, alone, device_fallback, created_at, deadline_s = told
+        request = self._readable(job_id, token, body)
+        if request is None:
+            return self.claim(worker_id, device, model, fallback=fallback, notice=notice)
         return Claim(
             job_id=job_id,
             token=token,
-            request=stored_request(request),
+            request=request,
             attempt=int(attempt),
             alone=alone == "1",
             device_fallback=device_fallback or None,
@@ -192,7 +203,6 @@ class JobStore:
         states = self._run("renew", self._lease_s, *(part for lease in told for part in lease))
         return [LeaseState(int(state)) for state in states]
 
-    @redis_call
     def finish(
         self,
         claim: Claim,
@@ -208,20 +218,9 @@ class JobStore:
         True also when this very finish is repeated; False when the claim is no longer the job's.
         """
         assert [output is not None, error is not None, cancelled].count(True) == 1
-        status = JobStatus.COMPLETED if output else JobStatus.FAILED
-        status = JobStatus.CANCELLED if cancelled else status
-        done = self._run(
-            "finish",
-            claim.job_id,
-            claim.token,
-            status.value,
-            output.model_dump_json() if output else "",
-            output.name if output else "",
-            error.model_dump_json() if error else "",
-            "" if generate_s is None else generate_s,
-            "" if ttfa_s is None else ttfa_s,
+        return self._finish(
+            claim.job_id, claim.token, output=output, error=error, times=(generate_s, ttfa_s)
         )
-        return bool(done)
 
     @redis_call
     def release(self, claim: Claim, *, transient: bool = False) -> bool:
@@ -335,13 +334,44 @@ class JobStore:
         return cast("str | None", self._run("erase", job_id))
 
     @redis_call
-    def _claim(
-        self, worker_id: str, device: str, model: str, token: str, fallback: str
-    ) -> Sequence[str] | None:
+    def _claim(self, worker_id: str, device: str, *rest: str) -> Sequence[str] | None:
+        model, token, fallback, notice = rest
         who = (worker_id, device, device_class(device), model, token)
         too_late = TOO_LATE.model_dump_json()
-        told = self._run("claim", *who, self._lease_s, too_late, fallback)
+        told = self._run("claim", *who, self._lease_s, too_late, fallback, notice)
         return cast("Sequence[str] | None", told)
+
+    def _readable(self, job_id: str, token: str, body: str) -> SpeechRequest | None:
+        """None, and the job is failed, when a newer process stored what this one cannot read."""
+        try:
+            return stored_request(body)
+        except ValidationError:
+            self._finish(job_id, token, error=UNREADABLE)
+            return None
+
+    @redis_call
+    def _finish(
+        self,
+        job_id: str,
+        token: str,
+        *,
+        output: Output | None = None,
+        error: JobFailure | None = None,
+        times: tuple[float | None, float | None] = (None, None),
+    ) -> bool:
+        """Neither output nor error: cancelled."""
+        ended = JobStatus.FAILED if error else JobStatus.CANCELLED
+        done = self._run(
+            "finish",
+            job_id,
+            token,
+            JobStatus.COMPLETED.value if output else ended.value,
+            output.model_dump_json() if output else "",
+            output.name if output else "",
+            error.model_dump_json() if error else "",
+            *("" if seconds is None else seconds for seconds in times),
+        )
+        return bool(done)
 
     def _run(self, script: str, *args: str | float) -> Any:
         clock = f"{self._clock():.6f}" if self._clock else ""

@@ -36,3 +36,5 @@ class Ticker:
                 self._tick()
             except (SpeechError, OSError) as e:
                 log.warning("%s: put off: %s", self._thread.name, e)
+            except Exception:  # the maintenance tick: without it, jobs would be lost in silence
+                log.exception("%s failed; it will be tried again", self._thread.name)

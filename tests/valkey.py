@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import time
 from pathlib import Path
 
 import redis
+
+from client.tether import tethered
 
 FLAGS = {
     "port": "0",
@@ -36,11 +39,9 @@ class Valkey:
 
     def start(self) -> None:
         flags = {**FLAGS, "unixsocket": str(self._socket), "dir": str(self._directory)}
+        argv = [self._binary, *(part for k, v in flags.items() for part in (f"--{k}", v))]
         self._process = subprocess.Popen(
-            [
-                self._binary,
-                *(part for name, value in flags.items() for part in (f"--{name}", value)),
-            ],
+            tethered(argv, signal.SIGKILL),  # a killed test run leaves no server behind
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
         )

@@ -37,6 +37,7 @@ from worker.speaking import Desk
 
 log = logging.getLogger(__name__)
 EXIT_INTERRUPTED = 130
+GIVE_BACK_S = 0.5
 EXIT_FAILED = 70  # the device or the engine failed: a restart may help
 
 
@@ -89,7 +90,7 @@ class Worker:
             active=active,
             started_at=self.started_at,
             engine_tick_age_s=round(self.engine.tick_age_s, 2),
-            device_fallback=self.opened.fallback if self.opened.device == "cpu" else None,
+            device_fallback=self.opened.fallback,
             state="draining" if is_draining else "ready",
         )
 
@@ -103,8 +104,11 @@ class Worker:
         threading.Thread(target=self._watch_engine, name="watch", daemon=True).start()
         log.info("ready: %s", self._summary())
         self._serve()
+        is_asked = self.leases.is_draining.is_set()
         self.stop()
-        return EXIT_FAILED if self.engine.failure else 0
+        if not is_asked:
+            log.critical("Celery stopped by itself; exiting so that the supervisor starts afresh")
+        return 0 if is_asked and self.engine.failure is None else EXIT_FAILED
 
     def stop(self) -> None:
         self.upkeep.stop()
@@ -138,6 +142,8 @@ class Worker:
     def _drain(self, **_: object) -> None:
         """In a signal handler: no more than starting a thread is safe here."""
         signal.signal(signal.SIGINT, _leave_at_once)  # Celery's own second Ctrl-C needs a process
+        if self.leases.is_draining.is_set():
+            return
         self.leases.is_draining.set()
         drain_s = self.settings.drain_s
         threading.Thread(target=self.leases.drain, args=(drain_s,), name="drain").start()
@@ -147,6 +153,7 @@ class Worker:
         while self.engine.failure is None:
             time.sleep(0.2)
         self.leases.is_draining.set()
+        time.sleep(GIVE_BACK_S)  # for a claim under way
         while self.leases.held:
             time.sleep(0.05)
         self._leave()

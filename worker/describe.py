@@ -29,7 +29,7 @@ def describe(settings: Settings) -> dict[str, Any]:
         return told | {"error": str(e)}
     own = config.get("echoforge") or {}
     model = {
-        "name": own.get("name") or settings.model,
+        "name": found.name or own.get("name") or found.path.name,
         "path": str(found.path),
         "why": found.why,
         "revision": read_revision(found.path),

@@ -118,9 +118,10 @@ class DirectCSM:
 
     def _leave_cuda(self, error: EngineStopped) -> Engine:
         assert self._open is not None
-        if self._open.device == "cpu":
-            raise error
+        device = self._open.device
         self.close()
+        if device == "cpu":
+            raise error
         return self._keep(fall_back(self._build, self._config(), f"CUDA failed ({error})"))
 
     def _keep(self, opened: OpenEngine) -> Engine:

@@ -12,7 +12,7 @@ import os
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from shared.jobs import Progress
 from shared.store import Claim, JobStore, LeaseState
@@ -27,18 +27,32 @@ EXIT_HUNG = 70  # the supervisor restarts; whoever holds the jobs next starts th
 
 @dataclass(eq=False)
 class Lease:
-    """A claimed job and the utterance that speaks it."""
+    """A claimed job, and the utterance that speaks it as soon as there is one."""
 
     claim: Claim
-    handle: Handle
-    expected_frames: int
-    frame_rate: float
-    began_at: float
+    handle: Handle | None = None
+    expected_frames: int = 1
+    frame_rate: float = 1.0
+    began_at: float = field(default_factory=time.monotonic)
     is_lost: bool = False
     is_released: bool = False
+    _is_stopped: bool = False
+
+    def attach(self, handle: Handle, expected_frames: int, frame_rate: float) -> Handle:
+        """From now on `stop` reaches the engine, also a `stop` that came before."""
+        self.expected_frames, self.frame_rate = expected_frames, frame_rate
+        self.handle = handle
+        if self._is_stopped:
+            handle.cancel()
+        return handle
+
+    def stop(self) -> None:
+        self._is_stopped = True
+        if self.handle is not None:
+            self.handle.cancel()
 
     def progress(self) -> Progress:
-        frames = self.handle.frames_done
+        frames = self.handle.frames_done if self.handle else 0
         share = min(frames / self.expected_frames, 0.99)
         elapsed = time.monotonic() - self.began_at
         left = self.expected_frames - frames
@@ -68,12 +82,19 @@ class LeaseKeeper:
         self._leases: dict[str, Lease] = {}
         self._lock = threading.Lock()
         self.is_draining = threading.Event()
+        self.is_over = False  # drained: nothing may be begun, or waited for, any more
         self._ticker = Ticker("leases", renew_s, self.beat)
         self.start, self.stop = self._ticker.start, self._ticker.stop
 
-    def hold(self, lease: Lease) -> None:
+    def hold(self, claim: Claim) -> Lease:
+        """Renewed from now on. A claim that comes after the drain is over is given back at once."""
+        lease = Lease(claim)
         with self._lock:
-            self._leases[lease.claim.token] = lease
+            self._leases[claim.token] = lease
+            is_late = self.is_over
+        if is_late:
+            self._give_back(lease)
+        return lease
 
     def drop(self, lease: Lease) -> None:
         with self._lock:
@@ -90,9 +111,15 @@ class LeaseKeeper:
         deadline = time.monotonic() + drain_s
         while self.held and time.monotonic() < deadline:
             time.sleep(0.05)
-        for lease in self.held:
-            lease.is_released = True
-            lease.handle.cancel()
+        with self._lock:
+            self.is_over = True
+            left = list(self._leases.values())
+        for lease in left:
+            self._give_back(lease)
+
+    def _give_back(self, lease: Lease) -> None:
+        lease.is_released = True
+        lease.stop()
 
     def beat(self) -> None:
         """Renews everything, and gives the worker's sign of life. May raise StoreUnavailable."""
@@ -107,9 +134,9 @@ class LeaseKeeper:
             self._obey(lease, state)
 
     def _obey(self, lease: Lease, state: LeaseState) -> None:
-        if state is LeaseState.HELD or lease.handle.is_done:
+        if state is LeaseState.HELD or (lease.handle and lease.handle.is_done):
             return
         lease.is_lost = state is LeaseState.LOST
         if lease.is_lost:
             log.warning("%s is no longer ours; its utterance is stopped", lease.claim.job_id)
-        lease.handle.cancel()
+        lease.stop()

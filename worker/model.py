@@ -5,16 +5,18 @@ csm-tiny only ever by its own name. Knows settings and places; knows nothing of 
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
 from huggingface_hub.constants import HF_HUB_CACHE
 
 from shared.settings import Settings
 from worker.engine.checkpoint import Checkpoint, load_checkpoint
-from worker.engine.search import Found, find_checkpoint, places_searched
+from worker.engine.errors import ModelNotFound
+from worker.engine.search import CSM_1B, Found, find_checkpoint, places_searched
 from worker.engine.tiny import TINY, write_tiny
 
-CSM_1B = "csm-1b"
+log = logging.getLogger(__name__)
 MIMI_ENTRY = "models--kyutai--mimi"
 UNTRAINED = (
     "{name} is untrained: what it says is noise, not speech."
@@ -29,14 +31,14 @@ def find_model(settings: Settings) -> Found:
         write_tiny(path)
         return Found(path, "csm-tiny was asked for; made from a fixed seed")
     if settings.model != CSM_1B:
-        return Found(Path(settings.model).expanduser(), "the directory that was asked for")
+        return Found(_directory(settings.model), "the directory that was asked for")
     return find_checkpoint(settings.model_dir.expanduser(), Path(HF_HUB_CACHE))
 
 
 def load_model(settings: Settings) -> Checkpoint:
     found = find_model(settings)
-    name = CSM_1B if settings.model == CSM_1B else None
-    return load_checkpoint(found.path, name=name, mimi=_mimi_beside(found.path))
+    log.info("taking %s: %s", found.path, found.why)
+    return load_checkpoint(found.path, name=found.name, mimi=_mimi_beside(found.path))
 
 
 def model_notice(checkpoint: Checkpoint) -> str | None:
@@ -48,6 +50,13 @@ def searched(settings: Settings) -> list[str]:
     if settings.model not in (CSM_1B, TINY):
         return [settings.model]
     return places_searched(settings.model_dir.expanduser(), Path(HF_HUB_CACHE))
+
+
+def _directory(model: str) -> Path:
+    path = Path(model).expanduser()
+    if not path.is_dir():
+        raise ModelNotFound(f"{model!r} is no directory, and no model: known are {CSM_1B}, {TINY}")
+    return path
 
 
 def _mimi_beside(path: Path) -> Path | None:

@@ -26,8 +26,9 @@ from worker.engine.errors import (
 )
 from worker.engine.prompt import USUAL_CHARS_PER_S
 from worker.engine.sampling import Sampling
-from worker.engine.utterance import Speech, Utterance
+from worker.engine.utterance import Handle, Speech, Utterance
 from worker.leases import Lease, LeaseKeeper
+from worker.model import model_notice
 
 log = logging.getLogger(__name__)
 FINISH_PATIENCE_S = 120.0  # Redis may be restarting; the compare-and-set decides when it is back
@@ -54,24 +55,22 @@ class Desk:
     def _claim(self) -> Claim | None:
         if self.leases.is_draining.is_set() or self.engine.is_over:
             return None
-        name = self.engine.checkpoint.name
+        checkpoint = self.engine.checkpoint
         try:
-            return self.store.claim(self.worker_id, self.device, name, self.fallback or "")
+            return self.store.claim(
+                self.worker_id,
+                self.device,
+                checkpoint.name,
+                fallback=self.fallback or "",
+                notice=model_notice(checkpoint) or "",
+            )
         except StoreUnavailable as e:
             log.warning("no job claimed: %s", e)
             return None
 
     def _speak(self, claim: Claim) -> None:
         log.info("%s begins (attempt %d)", claim.job_id, claim.attempt)
-        try:
-            lease = self._submit(claim)
-        except EngineStopped as e:
-            self._give_back(claim, e)
-            return
-        except EngineError as e:
-            self._fail(claim, e.code, str(e))
-            return
-        self.leases.hold(lease)
+        lease = self.leases.hold(claim)
         try:
             self._see_through(lease)
         except Exception:  # the task boundary: a surprise fails this job, not the worker
@@ -80,32 +79,26 @@ class Desk:
         finally:
             self.leases.drop(lease)
 
-    def _submit(self, claim: Claim) -> Lease:
-        utterance = utterance_of(claim, self.engine.frame_rate)
-        handle = self.engine.submit(utterance)
-        return Lease(
-            claim,
-            handle,
-            expected_frames=self._expected_frames(claim.request, handle.max_frames),
-            frame_rate=self.engine.frame_rate,
-            began_at=time.monotonic(),
-        )
-
     def _see_through(self, lease: Lease) -> None:
         claim = lease.claim
         try:
-            speech = lease.handle.result()
-            self._publish(claim, speech)
+            self._publish(claim, self._submit(lease).result())
         except UtteranceCancelled:
             self._stopped(lease)
         except EngineStopped as e:
-            self._give_back(claim, e)
+            self._give_back(lease, e)
         except EngineError as e:
             self._fail(claim, e.code, str(e))
-        except StorageFull as e:
-            log.error("%s goes back to the queue: %s", claim.job_id, e)
+        except (StorageFull, OSError) as e:
+            log.error("%s goes back to the queue: its audio cannot be stored: %s", claim.job_id, e)
             self._release(claim, transient=True)
             self.leases.is_draining.wait(STORAGE_PAUSE_S)
+
+    def _submit(self, lease: Lease) -> Handle:
+        frame_rate = self.engine.frame_rate
+        handle = self.engine.submit(utterance_of(lease.claim, frame_rate))
+        expected = self._expected_frames(lease.claim.request, handle.max_frames)
+        return lease.attach(handle, expected, frame_rate)
 
     def _publish(self, claim: Claim, speech: Speech) -> None:
         if not len(speech.audio):
@@ -153,21 +146,23 @@ class Desk:
                     ttfa_s=round(speech.ttfa_s, 3) if speech and speech.ttfa_s else None,
                 )
             except StoreUnavailable as e:
-                if time.monotonic() > deadline:
+                if self.leases.is_over or time.monotonic() > deadline:
                     log.error("%s: its end could not be told (%s)", claim.job_id, e)
                     return True  # unknown, so the file stays; the orphan sweep knows what to do
                 time.sleep(FINISH_PAUSE_S)
 
-    def _give_back(self, claim: Claim, error: EngineStopped) -> None:
-        """The engine ended. If the device failed, or it was told to, the job is not to blame.
+    def _give_back(self, lease: Lease, error: EngineStopped) -> None:
+        """The engine ended. A job that was not begun, or was begun when it was told to end, is
+        not to blame. If the device failed, it may be: that is counted, up to a limit.
 
-        Otherwise this job, or a neighbour, may have broken it: the lease is left to run out, which
+        Otherwise this job, or a neighbour, broke the engine: the lease is left to run out, which
         counts a crash, so that after a second one the job is spoken alone.
         """
-        failure = self.engine.failure
-        if failure is None or is_device_fault(failure):
-            log.warning("%s goes back to the queue: %s", claim.job_id, error)
+        failure, claim = self.engine.failure, lease.claim
+        if failure is None or lease.handle is None:
             self._release(claim)
+        elif is_device_fault(failure):
+            self._release(claim, transient=True)
         else:
             log.error("%s was being spoken when the engine failed: %s", claim.job_id, error)
 
@@ -198,10 +193,13 @@ def utterance_of(claim: Claim, frame_rate: float) -> Utterance:
 
 
 def seed_of(claim: Claim) -> int:
-    """The request's seed, else one from the job's id: a job spoken again says the same."""
+    """The request's seed, else one from the job's id: a job spoken again says the same.
+
+    48 bits, since JSON clients round above 53.
+    """
     if claim.request.seed is not None:
         return claim.request.seed
-    return int.from_bytes(hashlib.sha256(claim.job_id.encode()).digest()[:7], "big")
+    return int.from_bytes(hashlib.sha256(claim.job_id.encode()).digest()[:6], "big")
 
 
 def output_of(claim: Claim, speech: Speech, file: PublishedFile) -> Output:
@@ -212,6 +210,7 @@ def output_of(claim: Claim, speech: Speech, file: PublishedFile) -> Output:
         bytes=file.bytes,
         sample_rate=speech.sample_rate,
         duration_s=round(len(speech.audio) / speech.sample_rate, 3),
+        frames=len(speech.codes),
         sha256=file.sha256,
         seed=seed_of(claim),
         finish_reason=speech.finish_reason,

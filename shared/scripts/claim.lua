@@ -1,7 +1,7 @@
 -- The best waiting job goes to this worker, under a fresh token and a lease.
 -- A job that crashed twice waits in quarantine and is spoken alone, so that it takes no neighbours with it.
 local worker, device, class, model, token = ARGV[2], ARGV[3], ARGV[4], ARGV[5], ARGV[6]
-local lease_s, too_late, excuse = tonumber(ARGV[7]), ARGV[8], ARGV[9]
+local lease_s, too_late, excuse, notice = tonumber(ARGV[7]), ARGV[8], ARGV[9], ARGV[10]
 local DRAIN_LOCK_S = 10
 
 local mine = redis.call('SMEMBERS', key('worker:', worker, ':jobs'))
@@ -56,7 +56,7 @@ local function start(id, alone)
   dequeue(id)
   local instead = fallback(field(id, 'wants'))
   write(id, 'token', token, 'worker', worker, 'model', model, 'device', device, 'begun', 1,
-    'started_at', stamp(now), 'device_fallback', instead, 'alone', alone and 1 or 0)
+    'started_at', stamp(now), 'device_fallback', instead, 'model_notice', notice, 'alone', alone and 1 or 0)
   redis.call('HINCRBY', key('job:', id), 'attempts', 1)
   redis.call('SADD', key('worker:', worker, ':jobs'), id)
   redis.call('ZADD', key('running'), stamp(now + lease_s), id)

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from client.up import UpError, free_port, public_url, ready_line
+from client.up import UpError, free_port, own_workers, public_url, ready_line
 from tests.client.fake_api import NOTICE
 from tests.client.waiting import until
 
@@ -28,15 +28,31 @@ from tests.client.fake_api import FakeApi, served
 signal.signal(signal.SIGTERM, lambda *_: sys.exit(print("api bye")))
 url = os.environ["ECHOFORGE_REDIS_URL"].replace("redis+socket://", "unix://")
 redis.Redis.from_url(url).ping()
-with served(FakeApi(), int(os.environ["ECHOFORGE_PORT"])):
+class Api(FakeApi):
+    def _status(self, asked, parts):  # every worker that ever said it is there
+        found = [int(pid) for pid in redis.Redis.from_url(url).lrange("pids", 0, -1)]
+        self.workers = [{**self.workers[0], "pid": pid} for pid in found]
+        return super()._status(asked, parts)
+with served(Api(), int(os.environ["ECHOFORGE_PORT"])):
     time.sleep(600)
 """
 WORKER = """
 import os, signal, sys, time
+import redis
 signal.signal(signal.SIGTERM, lambda *_: sys.exit(print("worker bye")))
 names = ("MODEL", "DEVICE", "SLOTS", "THREADS", "DATA_DIR")
 print("told", *(os.environ.get("ECHOFORGE_" + name) for name in names), os.getpid())
+url = os.environ["ECHOFORGE_REDIS_URL"].replace("redis+socket://", "unix://")
+redis.Redis.from_url(url).rpush("pids", os.getpid())
 time.sleep(600)
+"""
+
+STUBBORN = """
+import signal, time
+signal.signal(15, lambda *_: print("draining"))
+print("told")
+while True:
+    time.sleep(1)
 """
 
 
@@ -170,20 +186,64 @@ def test_a_given_redis_is_used_instead_of_the_embedded_one(up, tmp_path):
     assert not (tmp_path / "data" / "redis").exists()
 
 
-def test_kill_9_leaves_nothing_running(up):
+def test_kill_9_leaves_nothing_running(up, tmp_path):
     with up("--port", "0") as running:
         running.line("ready")
-        pid = int(running.line("worker1 | told").split()[-1])
+        pids = _children(running)
+        assert len(pids) == 3
         running.end(signal.SIGKILL)
-        until(lambda: not Path(f"/proc/{pid}").exists())
+        until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in pids))
+
+
+def test_kill_9_ends_even_a_worker_and_an_api_that_ignore_sigterm(up, tmp_path):
+    for name in ("api", "worker"):
+        (tmp_path / name / "__main__.py").write_text(STUBBORN)
+    with up("--port", "0") as running:
+        running.line("api     | told")
+        running.line("worker1 | told")
+        pids = _children(running)
+        running.end(signal.SIGKILL)
+        until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in pids), timeout_s=5)
+
+
+def test_a_dead_workers_last_heartbeat_is_not_taken_for_ready(up, tmp_path):
+    with up("--port", "0") as first:
+        first.line("ready")
+        first.end(signal.SIGKILL)
+    (tmp_path / "worker" / "__main__.py").write_text("import time; time.sleep(2)\n" + WORKER)
+    with up("--port", "0") as second:
+        ready = second.line("ready")
+        told = second.line("worker1 | told")
+        assert second.lines.index(told) < second.lines.index(ready)
+        assert second.end(signal.SIGTERM) == 0
+
+
+def test_only_ready_workers_of_this_machine_and_this_command_count():
+    here = socket.gethostname()
+    ours = {"pid": 7, "host": here, "state": "ready"}
+    others = [{**ours, "pid": 8}, {**ours, "host": "other"}, {**ours, "state": "draining"}]
+    assert own_workers({"workers": [*others, ours]}, {7}) == {"workers": [ours]}
+
+
+def test_ctrl_c_says_how_long_it_may_take_and_how_to_hurry(up):
+    with up("--port", "0") as running:
+        running.line("ready")
+        assert running.end(signal.SIGINT) == 0
+        assert (
+            "ending: waiting up to 25 s for running jobs; Ctrl-C again to stop now" in running.lines
+        )
+
+
+def test_an_api_that_refuses_its_settings_ends_everything_with_its_reason(up, tmp_path):
+    (tmp_path / "api" / "__main__.py").write_text("print('not safe'); raise SystemExit(78)")
+    with up("--port", "0", "--host", "0.0.0.0") as running:
+        assert running.end() == 1
+        assert running.lines[-1].startswith("echoforge: api ended with code 78: ")
+        assert running.lines[-1].endswith("its last line: not safe")
 
 
 def test_a_second_ctrl_c_does_not_wait_for_the_drain(up, tmp_path):
-    (tmp_path / "worker" / "__main__.py").write_text(
-        "import signal, time\n"
-        "signal.signal(15, lambda *_: print('draining'))\nprint('told')\n"
-        "while True: time.sleep(1)"
-    )
+    (tmp_path / "worker" / "__main__.py").write_text(STUBBORN)
     with up("--port", "0") as running:
         running.line("worker1 | told")
         running.process.send_signal(signal.SIGINT)
@@ -207,6 +267,11 @@ def test_the_ready_line_says_when_some_workers_are_still_loading():
     assert ready_line("http://h:1", one, 2) == (
         "EchoForge is ready: http://h:1 · 1 of 2 workers so far · csm-1b on cuda:0"
     )
+
+
+def _children(running: Running) -> list[int]:
+    pid = running.process.pid
+    return [int(n) for n in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
 def _ended(running: Running) -> bool:

@@ -142,6 +142,12 @@ def test_a_missing_or_damaged_tokenizer_is_told(path: Path, text: str | None) ->
         ({"num_codebooks": 99}, "99 codebooks"),
         ({"num_attention_heads": 3}, "share"),
         ({"hidden_size": None}, "lacks 'hidden_size'"),
+        ({"hidden_size": "abc"}, "makes no sense"),
+        ({"hidden_size": -4}, "width is -4"),
+        ({"num_attention_heads": 0}, "makes no sense|num_heads is 0"),
+        ({"depth_decoder_config": "x"}, "makes no sense"),
+        ({"depth_decoder_config": [1]}, "makes no sense"),
+        ({"codec_config": {"hidden_size": "abc"}}, "cannot be served"),
     ],
 )
 def test_a_config_that_cannot_be_served_says_which_key(

@@ -18,7 +18,9 @@ from worker.engine.errors import (
     PromptTooLong,
     UtteranceCancelled,
 )
+from worker.engine.kv import PrefixCache
 from worker.engine.sampling import Sampling
+from worker.engine.scheduler import Scheduler, Turn
 from worker.engine.utterance import Segment, Speech, Utterance
 
 StartEngine = Callable[..., Engine]
@@ -49,18 +51,65 @@ def speak(engine: Engine, utterance: Utterance) -> Speech:
 def test_eight_utterances_together_say_exactly_what_each_says_alone(
     start_engine: StartEngine,
 ) -> None:
-    alone = start_engine(num_slots=1, prefill_rows=32)
-    expected = [speak(alone, an_utterance(i)) for i in range(8)]
+    alone = start_engine(num_slots=5, prefill_rows=32)
+    expected = [speak(alone, an_utterance(i, num_frames=40)) for i in range(8)]
     together = start_engine(num_slots=5, prefill_rows=32)
     handles = []
     for index in range(8):
-        handles.append(together.submit(an_utterance(index)))
-        while handles[0].frames_done < 2 * index and not handles[0].is_done:
+        handles.append(together.submit(an_utterance(index, num_frames=40)))
+        while handles[0].frames_done < 4 * index and not handles[0].is_done:
             time.sleep(0.005)  # arrive at different frames
     for handle, speech in zip(handles, expected, strict=True):
         heard = handle.result(WAIT_S)
         assert np.array_equal(heard.codes, speech.codes)
         assert np.abs(heard.audio - speech.audio).max() < 1e-5
+
+
+def run_turns(engine: Engine, *turns: tuple[Turn, Utterance]) -> dict[Turn, list[torch.Tensor]]:
+    """Drives the runner by hand; the hidden state of each turn after each of its frames."""
+    scheduler = Scheduler(engine.config.num_slots, 16, time.monotonic)
+    states: dict[Turn, list[torch.Tensor]] = {turn: [] for turn, _ in turns}
+    for turn, _ in turns:
+        scheduler.add(turn)
+    said = dict(turns)
+    while not scheduler.is_idle:
+        batch = scheduler.schedule()
+        for turn in batch.admitted:
+            engine.runner.start(turn, engine._prompt(said[turn]), said[turn].sampling)
+        codes = engine.runner.run(batch)
+        for turn in codes:
+            states[turn].append(engine.runner._hidden[turn.slot].clone())
+        scheduler.commit(batch, dict.fromkeys(codes, False))
+    return states
+
+
+def a_turn(engine: Engine, utterance: Utterance) -> Turn:
+    prompt = engine._prompt(utterance)
+    assert utterance.max_frames
+    return Turn(len(prompt), utterance.max_frames, prompt.prefix_rows)
+
+
+def test_neighbours_do_not_change_one_bit_of_an_utterances_hidden_state(tiny: Checkpoint) -> None:
+    engine = Engine(tiny, EngineConfig(num_slots=4, max_positions=512))
+    utterances = [an_utterance(i) for i in (4, 1, 2, 3)]
+    together = [(a_turn(engine, u), u) for u in utterances]
+    beside = run_turns(engine, *together)
+    for turn, utterance in together:
+        lone = a_turn(engine, utterance)
+        alone = run_turns(engine, (lone, utterance))[lone]
+        assert all(torch.equal(a, b) for a, b in zip(alone, beside[turn], strict=True))
+
+
+def test_what_a_slots_last_utterance_left_behind_does_no_harm(tiny: Checkpoint) -> None:
+    engine = Engine(tiny, EngineConfig(num_slots=1, max_positions=512))
+    said = an_utterance(1)
+    first = a_turn(engine, said)
+    clean = run_turns(engine, (first, said))[first]
+    engine.runner.kv.keys.fill_(float("nan"))
+    engine.runner.kv.values.fill_(float("inf"))
+    second = a_turn(engine, said)
+    again = run_turns(engine, (second, said))[second]
+    assert all(torch.equal(a, b) for a, b in zip(clean, again, strict=True))
 
 
 def test_the_same_seed_says_the_same_and_another_seed_does_not(start_engine: StartEngine) -> None:
@@ -136,9 +185,10 @@ def test_a_cancelled_utterance_frees_its_slot_within_a_frame(start_engine: Start
     while handle.frames_done < 3:
         time.sleep(0.005)
     handle.cancel()
+    frames_then = handle.frames_done
     waiting = engine.submit(Utterance("next", max_frames=3))
     assert len(waiting.result(WAIT_S).codes) == 3
-    assert handle.frames_done < 300
+    assert handle.frames_done <= frames_then + 1  # the frame that was under way
     with pytest.raises(UtteranceCancelled):
         handle.result(WAIT_S)
 
@@ -236,3 +286,74 @@ def test_an_idle_engine_keeps_ticking(start_engine: StartEngine) -> None:
     while engine.last_tick == first and time.monotonic() < deadline:
         time.sleep(0.05)
     assert engine.last_tick > first
+
+
+def test_an_utterance_may_fill_the_last_position(start_engine: StartEngine) -> None:
+    engine = start_engine(max_positions=64, num_slots=2)
+    rows = len(engine._prompt(Utterance("brim")))
+    speech = speak(engine, Utterance("brim", max_frames=64 - rows))
+    assert len(speech.codes) == 64 - rows
+    with pytest.raises(PromptTooLong):
+        engine.submit(Utterance("brim", max_frames=65 - rows))
+
+
+def test_an_utterance_cancelled_while_its_prompt_is_read_leaves_the_slot_usable(
+    start_engine: StartEngine,
+) -> None:
+    engine = start_engine(num_slots=1, prefill_rows=4)
+    expected = speak(engine, Utterance("short", sampling=Sampling(seed=1), max_frames=5)).codes
+    handle = engine.submit(Utterance("long " * 60, max_frames=5))
+    handle.cancel()
+    again = speak(engine, Utterance("short", sampling=Sampling(seed=1), max_frames=5)).codes
+    assert np.array_equal(expected, again)
+    with pytest.raises(UtteranceCancelled):
+        handle.result(WAIT_S)
+
+
+@pytest.mark.parametrize(
+    "codes",
+    [
+        np.zeros((3, 15), np.int64),
+        np.zeros((3, 16), np.int32),
+        np.full((3, 16), 256, np.int64),
+        np.full((3, 16), -1, np.int64),
+    ],
+)
+def test_context_codes_that_make_no_sense_are_refused_before_they_reach_the_engine(
+    start_engine: StartEngine, codes: np.ndarray
+) -> None:
+    engine = start_engine()
+    with pytest.raises(ValueError, match="context codes"):
+        engine.submit(Utterance("x", context=(Segment(1, "ref", codes=codes),)))
+    assert len(speak(engine, Utterance("alive", max_frames=2)).codes) == 2
+
+
+def test_an_utterance_of_no_frames_is_refused() -> None:
+    with pytest.raises(ValueError, match="max_frames"):
+        Utterance("x", max_frames=0)
+
+
+def test_the_prefix_cache_lets_the_oldest_go_when_its_bytes_are_spent() -> None:
+    cache = PrefixCache(max_bytes=2 * 40)
+    entries = {name: torch.zeros(10) for name in "abc"}
+    cache.put("a", entries["a"])
+    cache.put("b", entries["b"])
+    assert cache.get("a") is entries["a"]
+    cache.put("c", entries["c"])
+    assert cache.get("b") is None
+    assert cache.get("a") is entries["a"]
+    assert cache.num_bytes == 80
+    cache.put("huge", torch.zeros(100))
+    assert cache.get("huge") is None
+
+
+def test_a_context_that_begins_alike_but_goes_on_differently_is_another_prefix(
+    start_engine: StartEngine,
+) -> None:
+    engine, plain = start_engine(), start_engine(prefix_cache_bytes=0)
+    rng = np.random.default_rng(3)
+    first, second, third = (Segment(1, t, codes=rng.integers(0, 256, (9, 16))) for t in "abc")
+    for context in ((first, second), (first, third), (first,), (first, second)):
+        said = Utterance("so", 1, Sampling(seed=2), context, max_frames=4)
+        assert np.array_equal(speak(engine, said).codes, speak(plain, said).codes)
+    assert engine.runner.prefixes.num_hits == 1

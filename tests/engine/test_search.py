@@ -40,7 +40,8 @@ def test_then_any_csm_in_the_cache_but_nothing_else(tmp_path: Path) -> None:
     (csm,) = a_cache_entry(hub, "models--unsloth--csm-1b", "bbb", main="bbb")
     found = find_checkpoint(tmp_path / "none", hub)
     assert found.path == csm
-    assert "another repository" in found.why
+    assert "unsloth/csm-1b is a CSM" in found.why
+    assert found.name == "unsloth/csm-1b"  # never passed off as csm-1b
 
 
 def test_a_config_without_weights_is_passed_over(tmp_path: Path) -> None:

@@ -11,9 +11,12 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
+import torch
+
 from shared.audio_store import AudioStore
 from shared.store import JobStore
 from worker.__main__ import main
+from worker.engine.runner import Runner
 from worker.engine.utterance import Handle
 
 Method = Callable[..., Any]
@@ -51,6 +54,26 @@ def at_third_frame(method: Method) -> Method:
     return wrapped
 
 
+def breaking(error: Exception) -> Callable[[Method], Method]:
+    """Works twice, then fails for good, as a model or a card may."""
+    calls = []
+
+    def wrap(method: Method) -> Method:
+        def wrapped(*args: Any, **kwargs: Any) -> Any:
+            calls.append(1)
+            if len(calls) > 2:
+                raise error
+            return method(*args, **kwargs)
+
+        return wrapped
+
+    return wrap
+
+
+BREAKS: dict[str, tuple[type, str, Callable[[Method], Method]]] = {
+    "engine_breaks": (Runner, "run", breaking(IndexError("a code out of range"))),
+    "device_breaks": (Runner, "run", breaking(torch.AcceleratorError("CUDA error: lost"))),
+}
 POINTS: dict[str, tuple[type, str, Callable[[Method], Method]]] = {
     "after_claim": (JobStore, "claim", after),
     "while_speaking": (Handle, "add_frame", at_third_frame),
@@ -63,6 +86,6 @@ POINTS: dict[str, tuple[type, str, Callable[[Method], Method]]] = {
 }
 
 if __name__ == "__main__":
-    owner, name, wrap = POINTS[sys.argv[1]]
+    owner, name, wrap = (POINTS | BREAKS)[sys.argv[1]]
     setattr(owner, name, wrap(getattr(owner, name)))
     raise SystemExit(main([]))

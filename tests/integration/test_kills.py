@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import shutil
 import signal
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
@@ -77,6 +79,58 @@ def test_a_job_that_kills_its_workers_fails_and_its_neighbours_do_not(service: S
 def _reap(service: Service) -> bool:
     service.store.reap()
     return False
+
+
+@pytest.mark.parametrize(("point", "crashes"), [("engine_breaks", 1), ("device_breaks", 0)])
+def test_a_worker_whose_engine_fails_exits_and_its_job_completes_elsewhere(
+    service: Service, point: str, crashes: int
+) -> None:
+    job_id = submit(service, seconds=8)
+    worker = service.start_worker(fault=point)
+    assert worker.wait() == 70
+    assert "the engine failed; exiting" in worker.text
+    service.start_worker()
+    job = service.await_end(job_id)
+    assert_whole(service, job)
+    assert (job.attempts, job.crashes) == (2, crashes)
+
+
+def test_sigterm_while_redis_is_away_ends_the_worker_and_loses_nothing(service: Service) -> None:
+    job_id = submit(service, seconds=LONG)
+    worker = service.start_worker(drain_s=0.2)
+    service.await_frames(job_id)
+    service.valkey.kill()
+    worker.send(signal.SIGTERM)
+    assert worker.wait() == 0
+    service.valkey.start()
+    service.start_worker()
+    assert_whole(service, service.await_end(job_id))
+
+
+def test_a_second_ctrl_c_ends_the_worker_at_once(service: Service) -> None:
+    job_id = submit(service, seconds=LONG)
+    worker = service.start_worker(drain_s=60.0)
+    service.await_frames(job_id)
+    worker.send(signal.SIGINT)
+    until(lambda: any(w.state == "draining" for w in service.store.workers()))
+    worker.send(signal.SIGINT)
+    assert worker.wait() == 130
+    service.start_worker()
+    assert_whole(service, service.await_end(job_id))
+
+
+def test_a_damaged_checkpoint_ends_the_worker_with_one_clear_error(
+    service: Service, tiny_path: Path
+) -> None:
+    path = Path(shutil.copytree(tiny_path, service.root / "damaged"))
+    weights = path / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1000])
+    worker = service.start_worker(model=str(path))
+    assert worker.wait() == 78
+    errors = [line for line in worker.text.splitlines() if "[error" in line]
+    assert len(errors) == 1
+    assert "half downloaded" in errors[0]
+    assert "Traceback" not in worker.text
 
 
 def test_sigterm_lets_running_jobs_end(service: Service) -> None:
@@ -161,4 +215,4 @@ def test_a_worker_without_a_model_exits_with_one_clear_line(
     lines = worker.text.strip().splitlines()
     assert len(lines) == 1
     assert "cannot load the model" in lines[0]
-    assert "not a CSM checkpoint" in lines[0]
+    assert "known are csm-1b, csm-tiny" in lines[0]

@@ -192,12 +192,15 @@ def small_disk(service: Service) -> Iterator[Callable[[str], None]]:
         options.append(size)
         place = str(service.settings.audio_dir)
         command = ["mount", "-t", "tmpfs", *remount, "-o", f"size={size}", "tmpfs", place]
-        subprocess.run(command, check=True)
+        if subprocess.run(command, capture_output=True, check=False).returncode:
+            options.pop()
+            pytest.skip("may not mount here; tests/worker has a full disk of its own")
 
     yield resize
     for process in service.processes:
         process.end()
-    subprocess.run(["umount", str(service.settings.audio_dir)], check=True)
+    if options:
+        subprocess.run(["umount", str(service.settings.audio_dir)], check=True)
 
 
 def test_a_full_disk_loses_nothing_and_the_job_completes_when_there_is_room(

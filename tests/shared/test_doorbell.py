@@ -25,6 +25,23 @@ def client(valkey: Valkey) -> Iterator[redis.Redis]:
         yield client
 
 
+def test_the_settings_that_were_measured_to_be_needed_are_set() -> None:
+    """Each has its reason beside it in make_celery; a change of any should be a decision."""
+    conf = make_celery(Settings()).conf
+    assert conf.task_acks_late is False
+    assert conf.worker_disable_prefetch is True
+    assert conf.worker_cancel_long_running_tasks_on_connection_loss is False
+    assert conf.broker_connection_max_retries is None
+    assert conf.broker_channel_error_retry is True
+    assert conf.worker_enable_remote_control is False
+    assert conf.task_publish_retry is False
+    assert conf.accept_content == ["json"]
+    assert conf.result_backend is None
+    options = conf.broker_transport_options
+    assert options["socket_timeout"] > 0
+    assert options["health_check_interval"] > 0
+
+
 def test_a_ring_is_one_json_message_that_names_no_job(client: redis.Redis, valkey_url: str) -> None:
     assert Doorbell(make_celery(Settings(redis_url=valkey_url))).ring("echoforge.cpu", 3)
     messages = client.lrange("echoforge:celery:echoforge.cpu", 0, -1)

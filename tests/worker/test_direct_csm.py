@@ -4,6 +4,7 @@ import logging
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import av
@@ -67,6 +68,35 @@ def test_an_engine_that_fails_on_the_cpu_is_an_error_not_a_loop(csm: DirectCSM) 
     csm._open.engine.stop()  # type: ignore[union-attr]
     with pytest.raises(EngineStopped):
         csm.generate_speech("hello", max_audio_length_ms=80)
+    audio, _ = csm.generate_speech("hello", max_audio_length_ms=80)  # a new engine
+    assert len(audio)
+
+
+class BrokenCard:
+    """Stands in for the runner, and fails in mid-speech as a card does."""
+
+    max_positions = 512
+
+    def start(self, *_: object) -> None: ...
+
+    def stop(self, *_: object) -> None: ...
+
+    def run(self, *_: object) -> None:
+        raise torch.AcceleratorError("CUDA error: unspecified launch failure")
+
+
+def test_cuda_that_fails_while_speaking_falls_back_to_the_cpu_and_says_so(
+    csm: DirectCSM, caplog: pytest.LogCaptureFixture
+) -> None:
+    expected, _ = csm.generate_speech("hello", seed=1, max_audio_length_ms=400)
+    csm._open = replace(csm._open, device="cuda:0")  # type: ignore[type-var]
+    csm._open.engine.runner = BrokenCard()  # type: ignore[assignment]
+    with caplog.at_level(logging.WARNING):
+        audio, _ = csm.generate_speech("hello", seed=1, max_audio_length_ms=400)
+    assert torch.equal(audio, expected)
+    assert csm.fallback is not None
+    assert "unspecified launch failure" in csm.fallback
+    assert csm.fallback in caplog.text
 
 
 @pytest.mark.parametrize("suffix", ["wav", "flac"])

@@ -322,7 +322,7 @@ def test_an_engine_broken_by_a_job_leaves_its_lease_to_run_out_and_counts_a_cras
     assert (job.status, job.crashes) == (JobStatus.QUEUED, 1)
 
 
-def test_an_engine_broken_by_its_device_gives_the_job_back_uncounted(bench: Bench) -> None:
+def test_an_engine_broken_by_its_device_gives_the_job_back_but_not_for_ever(bench: Bench) -> None:
     error = torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
     bench.desk.engine.runner = BrokenRunner(error)  # type: ignore[assignment]
     job_id = bench.submit()
@@ -337,3 +337,59 @@ def test_a_worker_that_fell_back_to_the_cpu_says_so_in_its_jobs(bench: Bench) ->
     bench.desk.answer()
     assert bench.job(open_to_any).device_fallback == bench.desk.fallback
     assert bench.job(for_cpu).device_fallback is None
+
+
+def test_a_claim_that_comes_while_the_worker_drains_is_waited_for(bench: Bench) -> None:
+    job_id = bench.submit()
+    claim = bench.store.claim("w1", "cpu", "csm-tiny")  # asked for before the drain began
+    assert claim is not None
+    bench.leases.is_draining.set()
+    bench.desk._speak(claim)
+    assert bench.job(job_id).status is JobStatus.COMPLETED
+
+
+def test_a_claim_that_comes_after_the_drain_is_given_back(bench: Bench) -> None:
+    job_id = bench.submit(max_audio_seconds=24)
+    claim = bench.store.claim("w1", "cpu", "csm-tiny")
+    assert claim is not None
+    bench.leases.drain(0.0)
+    bench.desk._speak(claim)
+    job = bench.job(job_id)
+    assert (job.status, job.crashes) == (JobStatus.QUEUED, 0)
+
+
+def test_an_engine_that_is_over_takes_no_job_from_the_queue(bench: Bench) -> None:
+    job_id = bench.submit()
+    bench.desk.engine.stop()
+    bench.desk.answer()
+    job = bench.job(job_id)
+    assert (job.status, job.attempts) == (JobStatus.QUEUED, 0)
+
+
+def test_a_job_refused_by_an_engine_that_just_failed_is_not_to_blame(bench: Bench) -> None:
+    job_id = bench.submit()
+    claim = bench.store.claim("w1", "cpu", "csm-tiny")
+    assert claim is not None
+    bench.desk.engine.failure = IndexError("another job's doing")
+    bench.desk._speak(claim)
+    job = bench.job(job_id)
+    assert (job.status, job.crashes) == (JobStatus.QUEUED, 0)
+
+
+def test_a_request_that_a_newer_version_stored_fails_with_the_way_out(bench: Bench) -> None:
+    newer, readable = bench.submit(), bench.submit()
+    record = f"{{echoforge}}:job:{newer}"
+    body = bench.store._redis.hget(record, "request")
+    assert isinstance(body, str)
+    bench.store._redis.hset(record, "request", body.replace('"wav"', '"vinyl"'))
+    bench.desk.answer()
+    assert bench.store._redis.hget(record, "status") == "failed"
+    assert "update the workers" in str(bench.store._redis.hget(record, "error"))
+    assert bench.job(readable).status is JobStatus.COMPLETED
+
+
+def test_the_job_says_that_its_model_is_untrained(bench: Bench) -> None:
+    job_id = bench.submit()
+    bench.desk.answer()
+    notice = bench.store._redis.hget(f"{{echoforge}}:job:{job_id}", "model_notice")
+    assert "noise, not speech" in str(notice)

@@ -86,14 +86,21 @@ def read_config(path: Path) -> dict[str, Any]:
     file = path / "config.json"
     if not file.is_file():
         raise ModelNotFound(f"{path} is not a CSM checkpoint: it has no config.json")
+    config = _read_json(file)
+    if not is_csm_config(config):
+        kind = config.get("model_type")
+        raise ModelNotFound(f"{path} is not a CSM checkpoint: its config.json says {kind!r}")
+    return config
+
+
+def _read_json(file: Path) -> dict[str, Any]:
     try:
-        config = json.loads(file.read_text(encoding="utf-8"))
+        content = json.loads(file.read_text(encoding="utf-8"))
     except ValueError as e:
         raise CheckpointInvalid(f"{file} is damaged ({e}); {AGAIN}") from e
-    if not is_csm_config(config):
-        kind = config.get("model_type") if isinstance(config, dict) else None
-        raise ModelNotFound(f"{path} is not a CSM checkpoint: its config.json says {kind!r}")
-    return dict(config)
+    if not isinstance(content, dict):
+        raise CheckpointInvalid(f"{file} is damaged (it holds no object); {AGAIN}")
+    return content
 
 
 def is_csm_config(config: Any) -> bool:
@@ -106,14 +113,18 @@ def read_revision(path: Path) -> str | None:
     """The exact commit: recorded by `echoforge download`, or the name of a cache snapshot."""
     record = path / "echoforge.json"
     if record.is_file():
-        return str(json.loads(record.read_text(encoding="utf-8")).get("commit")) or None
+        commit = _read_json(record).get("commit")
+        return str(commit) if commit else None
     return path.name if path.parent.name == "snapshots" else None
 
 
 def _spec(config: dict[str, Any]) -> CsmSpec:
-    if "backbone_flavor" in config:
-        return CsmSpec.from_flavours(config)
-    return CsmSpec.from_config(config)
+    try:
+        if "backbone_flavor" in config:
+            return CsmSpec.from_flavours(config)
+        return CsmSpec.from_config(config)
+    except (TypeError, ValueError, AttributeError, ZeroDivisionError) as e:
+        raise CheckpointInvalid(f"config.json makes no sense ({e!r}); {AGAIN}") from e
 
 
 def _read_weights(path: Path) -> dict[str, Tensor]:
@@ -182,7 +193,7 @@ def _codec(
             f"this checkpoint holds no codec (the original layout), and {mimi} is no copy of"
             " kyutai/mimi; put one there, or use the transformers layout: `echoforge download`"
         )
-    spec = _codec_spec(json.loads((mimi / "config.json").read_text(encoding="utf-8")))
+    spec = _codec_spec(_read_json(mimi / "config.json"))
     weights = _read_safetensors(mimi / "model.safetensors")
     _check(mimi_shapes(spec), weights, mimi)
     return spec, weights
@@ -191,7 +202,7 @@ def _codec(
 def _codec_spec(config: dict[str, Any]) -> MimiSpec:
     try:
         return MimiSpec.from_config(config)
-    except ValueError as e:
+    except (TypeError, ValueError, AttributeError, ZeroDivisionError) as e:
         raise CheckpointInvalid(f"the codec's configuration cannot be served: {e}") from e
 
 

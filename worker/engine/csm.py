@@ -99,7 +99,9 @@ class Csm:
         self.depth = Transformer(spec.depth, weights, DEPTH, ops)
         self.text_embedding = weights["embed_text_tokens.weight"]
         self.audio_embedding = weights[f"{BACKBONE}embed_tokens.embed_audio_tokens.weight"]
-        self.depth_embedding = weights[f"{DEPTH}embed_tokens.weight"]
+        self.depth_embedding = (
+            self.audio_embedding if spec.tied_embeddings else weights[f"{DEPTH}embed_tokens.weight"]
+        )
         self.first_head = weights["lm_head.weight"]
         self.projection = weights[f"{DEPTH}inputs_embeds_projector.weight"]
         # stored (K - 1, W, V); a linear wants (V, W), contiguous

@@ -74,6 +74,7 @@ class Engine:
             num_codes=checkpoint.codec_spec.codebook_size,
             prefix_cache_bytes=config.prefix_cache_bytes,
         )
+        self.runner.warm_up()
         self.scheduler = Scheduler(config.num_slots, config.prefill_rows, time.monotonic)
         self._stream = AudioStream(self.codec, config.num_slots)
         self._jobs: dict[Turn, _Job] = {}
@@ -221,10 +222,22 @@ class Engine:
     def _codes(self, segment: Segment) -> Rows:
         """A segment's codes (T, K); its audio is encoded on the caller's thread."""
         if segment.codes is not None:
-            return segment.codes
+            return self._checked(segment.codes)
         audio = torch.from_numpy(np.asarray(segment.audio, np.float32)).unsqueeze(0)
-        codes = self.codec.encode(audio.to(self.codec.device))[0]
+        try:
+            codes = self.codec.encode(audio.to(self.codec.device))[0]
+        except torch.AcceleratorError as e:
+            raise EngineStopped(f"the device failed at a context clip: {e}") from e
         return codes.T.contiguous().cpu().numpy()
+
+    def _checked(self, codes: Rows) -> Rows:
+        shape = (len(codes), self.checkpoint.spec.num_codebooks)
+        limit = self.checkpoint.codec_spec.codebook_size
+        if codes.shape != shape or codes.dtype != np.int64:
+            raise ValueError(f"context codes are {codes.shape} {codes.dtype}, not {shape} int64")
+        if codes.size and not 0 <= codes.min() <= codes.max() < limit:
+            raise ValueError(f"context codes must lie between 0 and {limit - 1}")
+        return codes
 
     def _frame_budget(self, utterance: Utterance, prompt: Prompt) -> int:
         return frame_budget(

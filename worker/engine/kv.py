@@ -15,13 +15,16 @@ from worker.engine.spec import TransformerSpec
 
 
 class KvCache:
-    """`keys` and `values`, (layers, slots, KV heads, positions, D), allocated once."""
+    """`keys` and `values`, (layers, slots, KV heads, positions + 1, D), allocated once.
+
+    The last position is written by slots that do not speak, and never read.
+    """
 
     def __init__(
         self, spec: TransformerSpec, num_slots: int, positions: int,
         dtype: torch.dtype, device: torch.device,
     ) -> None:  # fmt: skip
-        shape = (spec.num_layers, num_slots, spec.num_kv_heads, positions, spec.head_dim)
+        shape = (spec.num_layers, num_slots, spec.num_kv_heads, positions + 1, spec.head_dim)
         self.keys = torch.zeros(shape, dtype=dtype, device=device)
         self.values = torch.zeros(shape, dtype=dtype, device=device)
 
@@ -36,16 +39,22 @@ class KvCache:
 
         return remember
 
-    def remember_frame(self, slots: Tensor, positions: Tensor, span: int) -> Remember:
-        """For one frame of many slots: row `positions[i]` of `slots[i]` is new, `span` are read."""
+    def remember_frame(self, positions: Tensor, span: int) -> Remember:
+        """For one frame of every slot: row `positions[slot]` is new, the first `span` are read."""
+        slots = torch.arange(len(positions), device=positions.device)
 
         def remember(layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
             keys, values = self.keys[layer], self.values[layer]
             keys[slots, :, positions] = k[:, :, 0]
             values[slots, :, positions] = v[:, :, 0]
-            return keys[:, :, :span][slots], values[:, :, :span][slots]
+            return keys[:, :, :span], values[:, :, :span]
 
         return remember
+
+    def clear(self, slot: int) -> None:
+        """A masked row weighs nothing, but nothing times a NaN is a NaN: none may stay behind."""
+        self.keys[:, slot].zero_()
+        self.values[:, slot].zero_()
 
     def copy_out(self, slot: int, rows: int) -> Tensor:
         """The first `rows` of a slot, (2, layers, KV heads, rows, D)."""

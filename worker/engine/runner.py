@@ -5,6 +5,7 @@ Knows the model, keys and values, noise; knows nothing of queues, handles, text 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -31,13 +32,17 @@ class _Speaker:
 
 
 class Runner:
-    """The torch runner, for CPU and CUDA. `num_codes` is the codec's codebook size."""
+    """The torch runner, for CPU and CUDA. `num_codes` is the codec's codebook size.
+
+    What an utterance says depends on the number of slots by a rounding error, and on nothing else
+    that is in them.
+    """
 
     def __init__(
         self, model: Csm, *, num_slots: int, max_positions: int, num_codes: int,
         prefix_cache_bytes: int = 0,
     ) -> None:  # fmt: skip
-        self.model, self.num_codes = model, num_codes
+        self.model, self.num_slots, self.num_codes = model, num_slots, num_codes
         backbone = model.spec.backbone
         self.max_positions = min(max_positions, backbone.max_positions)
         self.kv = KvCache(backbone, num_slots, self.max_positions, model.dtype, model.device)
@@ -45,6 +50,7 @@ class Runner:
         self._hidden = torch.zeros(
             num_slots, backbone.width, dtype=model.dtype, device=model.device
         )
+        self._silence = torch.ones(model.spec.num_codebooks, model.spec.audio_vocab)
         self._speakers: dict[Turn, _Speaker] = {}
 
     def start(self, turn: Turn, prompt: Prompt, sampling: Sampling) -> None:
@@ -52,16 +58,21 @@ class Runner:
         spec = self.model.spec
         noise = NoiseSource(sampling.seed, spec.num_codebooks, spec.audio_vocab)
         self._speakers[turn] = _Speaker(prompt, sampling, noise)
+        assert turn.slot is not None
+        self.kv.clear(turn.slot)
         if not turn.prefix_rows:
             return
         prefix = self.prefixes.get(prompt.prefix_key)
         if prefix is not None:
-            assert turn.slot is not None
             self.kv.copy_in(turn.slot, prefix)
             turn.rows_done = turn.prefix_rows
 
     def stop(self, turn: Turn) -> None:
         self._speakers.pop(turn, None)
+
+    def warm_up(self) -> None:
+        """One frame with nobody speaking: a device that cannot do it fails here, at load."""
+        self._frame([])
 
     @torch.inference_mode()
     def run(self, batch: Batch) -> dict[Turn, npt.NDArray[np.int64]]:
@@ -71,7 +82,7 @@ class Runner:
         if not batch.speaking:
             return {}
         codes = self._frame(batch.speaking).cpu().numpy()
-        return dict(zip(batch.speaking, codes, strict=True))
+        return {turn: codes[turn.slot] for turn in batch.speaking}
 
     def _prefill(self, prefill: Prefill) -> None:
         turn, start, stop = prefill.turn, prefill.start, prefill.stop
@@ -96,34 +107,46 @@ class Runner:
         )
         return rows.unsqueeze(0)
 
+    @torch.inference_mode()
     def _frame(self, turns: list[Turn]) -> Tensor:
-        """Samples one frame (B, K) for `turns`, and reads it into the backbone."""
-        speakers = [self._speakers[turn] for turn in turns]
-        slots = self._tensor([turn.slot for turn in turns])
-        positions = self._tensor([turn.position for turn in turns])
-        top_k = self._tensor([s.sampling.top_k for s in speakers])
-        temperature = self._tensor([s.sampling.temperature for s in speakers], torch.float32)
-        noise = torch.stack([s.noise.next_frame() for s in speakers]).to(self.model.device)
-        max_top_k = max(s.sampling.top_k for s in speakers)
+        """Samples one frame for `turns` and reads it into the backbone; codes (slots, K).
+
+        Every slot takes part, whoever speaks: a product of another height rounds otherwise, so
+        only with one shape does an utterance say the same alone as among others. The rows of
+        slots that do not speak are thrown away, and write to a position that nobody reads.
+        """
+        by_slot = {turn.slot: (turn, self._speakers[turn]) for turn in turns}
+        slots = [by_slot.get(slot) for slot in range(self.num_slots)]
+        positions = self._tensor([s[0].position if s else self.max_positions for s in slots])
+        top_k = self._tensor([s[1].sampling.top_k if s else 1 for s in slots])
+        heat = [s[1].sampling.temperature if s else 0.0 for s in slots]
+        temperature = self._tensor(heat, torch.float32)
+        noise = torch.stack([s[1].noise.next_frame() if s else self._silence for s in slots])
+        noise = noise.to(self.model.device)
+        max_top_k = max((s.sampling.top_k for _, s in by_slot.values()), default=1)
 
         def pick(logits: Tensor, codebook: int) -> Tensor:
             row_noise = noise[:, codebook]
             return choose(logits, row_noise, temperature, top_k, max_top_k, self.num_codes)
 
-        codes = self.model.speak_frame(self._hidden[slots], pick)
-        self._advance(slots, positions, codes, self._span(turns))
+        codes = self.model.speak_frame(self._hidden, pick)
+        self._advance(positions, codes, self._span(turns))
         return codes
 
-    def _advance(self, slots: Tensor, positions: Tensor, codes: Tensor, span: int) -> None:
+    def _advance(self, positions: Tensor, codes: Tensor, span: int) -> None:
         seen = torch.arange(span, device=self.model.device) <= positions[:, None]
-        remember = self.kv.remember_frame(slots, positions, span)
+        remember = self.kv.remember_frame(positions, span)
         rows = self.model.embed_frames(codes).unsqueeze(1)
-        hidden = self.model.backbone(rows, positions.unsqueeze(1), remember, seen[:, None, None, :])
-        self._hidden[slots] = hidden[:, -1]
+        hidden = self.model.backbone(
+            rows, positions.clamp(max=self.max_positions - 1).unsqueeze(1), remember,
+            seen[:, None, None, :],
+        )  # fmt: skip
+        is_speaking = (positions < self.max_positions).unsqueeze(1)
+        self._hidden = torch.where(is_speaking, hidden[:, -1], self._hidden)
 
     def _span(self, turns: list[Turn]) -> int:
-        longest = max(turn.position for turn in turns) + 1
+        longest = max((turn.position for turn in turns), default=0) + 1
         return min(-(-longest // SPAN_STEP) * SPAN_STEP, self.max_positions)
 
-    def _tensor(self, values: list[object], dtype: torch.dtype = torch.int64) -> Tensor:
+    def _tensor(self, values: Sequence[float], dtype: torch.dtype = torch.int64) -> Tensor:
         return torch.tensor(values, dtype=dtype, device=self.model.device)

@@ -25,6 +25,8 @@ class Sampling:
             raise ValueError(f"temperature must be 0 or more, not {self.temperature}")
         if self.top_k < 1:
             raise ValueError(f"top_k must be 1 or more, not {self.top_k}")
+        if not 0 <= self.seed < 2**63:
+            raise ValueError(f"seed must be between 0 and 2**63, not {self.seed}")
 
 
 class NoiseSource:

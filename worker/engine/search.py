@@ -14,6 +14,7 @@ from pathlib import Path
 from worker.engine.checkpoint import is_csm_config
 from worker.engine.errors import ModelNotFound
 
+CSM_1B = "csm-1b"
 CSM_1B_ENTRY = "models--sesame--csm-1b"
 WEIGHTS = ("*.safetensors", "ckpt.pt")
 WAY_OUT = (
@@ -28,18 +29,20 @@ class Found:
 
     path: Path
     why: str
+    name: str | None = None  # None: the checkpoint's own
 
 
 def find_checkpoint(model_dir: Path, hub_cache: Path) -> Found:
     """Takes the first of the three. Raises `ModelNotFound` naming each place."""
     if is_csm(model_dir):
-        return Found(model_dir, "the model directory")
+        return Found(model_dir, "the model directory", CSM_1B)
     snapshot = _main_snapshot(hub_cache / CSM_1B_ENTRY)
     if snapshot is not None and is_csm(snapshot):
-        return Found(snapshot, f"the Hugging Face cache, {CSM_1B_ENTRY}")
+        return Found(snapshot, f"the Hugging Face cache, {CSM_1B_ENTRY}", CSM_1B)
     for candidate in _other_snapshots(hub_cache):
         if is_csm(candidate):
-            return Found(candidate, "the Hugging Face cache, another repository that is a CSM")
+            name = candidate.parent.parent.name.removeprefix("models--").replace("--", "/")
+            return Found(candidate, f"the Hugging Face cache, {name} is a CSM", name)
     places = ", ".join(places_searched(model_dir, hub_cache))
     raise ModelNotFound(f"no CSM checkpoint found in {places}. {WAY_OUT}")
 

@@ -80,6 +80,9 @@ class TransformerSpec:
     rope: RopeSpec
 
     def __post_init__(self) -> None:
+        for name in ("num_layers", "width", "num_heads", "num_kv_heads", "head_dim", "ffn_width"):
+            if getattr(self, name) < 1:
+                raise CheckpointInvalid(f"config.json: {name} is {getattr(self, name)}")
         if self.num_heads % self.num_kv_heads:
             raise CheckpointInvalid(
                 f"config.json: {self.num_heads} attention heads do not share"

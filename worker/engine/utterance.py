@@ -47,6 +47,10 @@ class Utterance:
     max_frames: int | None = None
     timeout_s: float | None = None
 
+    def __post_init__(self) -> None:
+        if self.max_frames is not None and self.max_frames < 1:
+            raise ValueError(f"max_frames must be 1 or more, not {self.max_frames}")
+
 
 @dataclass(frozen=True, eq=False)
 class Speech:
