@@ -67,7 +67,9 @@ def create_app(
 def serve(settings: Settings) -> None:
     """Until SIGTERM or SIGINT; requests under way are answered first."""
     if not is_loopback(settings.host):
-        log.warning("listening on %s: whoever reaches it may submit, read and delete jobs", settings.host)
+        log.warning(
+            "listening on %s: whoever reaches it may submit, read and delete jobs", settings.host
+        )
     app = create_app(settings)
     config = uvicorn.Config(
         app,

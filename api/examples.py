@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from api.job_schema import SpeechJob
 from shared.jobs import Job, JobStatus, Output, Progress, SpeechRequest, public_view
 
 _ID = "job_01997c1e8f5e7c0a9a3f2b6d1c0e4a77"
@@ -49,7 +50,7 @@ _ENDED = _RUNNING.model_copy(
 
 def _example(job: Job) -> dict[str, Any]:
     content = {"application/json": {"example": public_view(job)}}
-    return {"description": f"The job, {job.status}", "content": content}
+    return {"description": f"The job, {job.status}", "content": content, "model": SpeechJob}
 
 
 QUEUED_EXAMPLE, RUNNING_EXAMPLE, ENDED_EXAMPLE = map(_example, (_QUEUED, _RUNNING, _ENDED))

@@ -1,6 +1,7 @@
 """The `echoforge` command. Knows options, terminals and exit codes; the work is done elsewhere.
 
-Exit codes: 0 done, 1 the job or the server failed, 2 wrong usage, 130 Ctrl-C.
+Exit codes: 0 done, 1 the job or the server failed, 2 wrong usage, 130 Ctrl-C (for `say`, SIGTERM
+too).
 """
 
 from __future__ import annotations
@@ -17,19 +18,18 @@ from pydantic import ValidationError
 from rich.console import Console
 
 from client import options as opt
-from client.api_error import SpeechApiError, from_job
-from client.exits import complain, plain_errors, usage
-from client.job_display import (
-    JobDisplay,
-    job_lines,
-    jobs_table,
-    notices,
-    server_lines,
-    summary,
+from client.exits import plain_errors, usage
+from client.following import (
+    cancel_and_exit,
+    deliver,
+    follow,
+    leave_and_exit,
+    sigterm_as_ctrl_c,
 )
+from client.job_display import job_lines, jobs_table, server_lines
 from client.speech_client import DEFAULT_URL, SpeechClient
 from shared.jobs import AudioFormat, JobStatus
-from shared.settings import Settings
+from shared.settings import Settings, settings_problem
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -42,10 +42,16 @@ app = typer.Typer(
 )
 
 
+@app.callback()
+def main(version: opt.Version = False) -> None:
+    """The help stands above, where the app is made."""
+
+
 @app.command(rich_help_panel="Run the server")
 def up(
     host: opt.Host = None,
     port: opt.Port = None,
+    allow_remote: opt.AllowRemote = None,
     data: opt.DataDir = None,
     model: opt.Model = None,
     workers: Annotated[
@@ -68,6 +74,7 @@ def up(
     given = _given(
         host=host,
         port=port,
+        allow_remote=allow_remote,
         data_dir=data,
         model=model,
         device=device,
@@ -85,6 +92,7 @@ def up(
 def api(
     host: opt.Host = None,
     port: opt.Port = None,
+    allow_remote: opt.AllowRemote = None,
     data: opt.DataDir = None,
     redis_url: opt.RedisUrl = None,
 ) -> None:
@@ -95,7 +103,10 @@ def api(
     Example:
       echoforge api --port 8000 --redis-url redis://127.0.0.1:6379/0
     """
-    _become("api", _given(host=host, port=port, data_dir=data, redis_url=redis_url))
+    given = _given(
+        host=host, port=port, allow_remote=allow_remote, data_dir=data, redis_url=redis_url
+    )
+    _become("api", given)
 
 
 @app.command(rich_help_panel="Run the server")
@@ -152,13 +163,13 @@ def say(
         max_audio_seconds=max_audio_seconds,
     )
     _refuse_unwritable(output)
-    with plain_errors(), SpeechClient(url) as client:
+    with plain_errors(), sigterm_as_ctrl_c(), SpeechClient(url) as client:
         accepted = client.generate(_text(text), **options)
         try:
-            job = _watched(client, accepted["id"])
+            job = follow(client, accepted["id"])
         except KeyboardInterrupt:
-            _cancel_and_exit(client, accepted["id"])
-        _deliver(client, job, output)
+            cancel_and_exit(client, accepted["id"])
+        deliver(client, job, output)
 
 
 @app.command(rich_help_panel="Speak")
@@ -212,8 +223,11 @@ def watch(
         _refuse_unwritable(output)
     with plain_errors(), SpeechClient(url) as client:
         client.job(job_id)  # an unknown id, or no server, is told at once
-        job = _watched(client, job_id)
-        _deliver(client, job, output)
+        try:
+            job = follow(client, job_id)
+        except KeyboardInterrupt:
+            leave_and_exit(job_id)
+        deliver(client, job, output)
 
 
 @app.command(rich_help_panel="Speak")
@@ -266,7 +280,8 @@ def jobs(
     if as_json:
         print(json.dumps(found, indent=2, ensure_ascii=False))
     else:
-        Console(width=None if sys.stdout.isatty() else 160).print(jobs_table(found))
+        console = _console()
+        console.print(jobs_table(found, console.width), soft_wrap=True)
 
 
 @app.command(rich_help_panel="Set up")
@@ -274,7 +289,13 @@ def download(
     repo: Annotated[str, typer.Argument(help="The repository on the Hub.")] = "sesame/csm-1b",
     revision: Annotated[str, typer.Option(help="A branch, a tag or a commit.")] = "main",
     original: Annotated[
-        bool, typer.Option("--original", help="The original names instead of transformers'.")
+        bool,
+        typer.Option(
+            "--original",
+            help="The original layout instead of transformers'. It comes without a codec, so "
+            "kyutai/mimi is fetched into its folder `mimi`; a checkpoint from elsewhere needs it "
+            "there, too, or in the Hugging Face cache.",
+        ),
     ] = False,
     to: Annotated[Path | None, opt.setting("model_dir", "--to")] = None,
 ) -> None:
@@ -301,7 +322,7 @@ def doctor(url: opt.Url = DEFAULT_URL) -> None:
 
     with plain_errors():
         rows = list(examine(settings, url))
-    Console(width=None if sys.stdout.isatty() else 160).print(table(rows))
+    _console().print(table(rows))
     raise typer.Exit(int(any(row.level is Level.FAIL for row in rows)))
 
 
@@ -313,9 +334,7 @@ def _settings(given: Mapping[str, Any]) -> Settings:
     try:
         return Settings(**given)
     except ValidationError as error:
-        wrong = error.errors()[0]
-        name = ".".join(str(part) for part in wrong["loc"])
-        usage(f"setting {name}: {wrong['msg']} (ECHOFORGE_{name.upper()} or its option)")
+        usage(settings_problem(error))
 
 
 def _become(module: str, given: Mapping[str, Any]) -> NoReturn:
@@ -330,13 +349,24 @@ def _become(module: str, given: Mapping[str, Any]) -> NoReturn:
 
 
 def _text(text: str) -> str:
-    return sys.stdin.read() if text == "-" else text
+    try:
+        read = sys.stdin.read() if text == "-" else text
+        read.encode()  # a shell's raw bytes come as halves of characters
+    except UnicodeError:
+        usage("the text is not UTF-8; convert it first, with iconv for example")
+    return read
+
+
+def _console() -> Console:
+    return Console(width=None if sys.stdout.isatty() else 160)
 
 
 def _format(format: AudioFormat | None, output: Path) -> AudioFormat:
+    extension = output.suffix.lower().lstrip(".") or format or "wav"
     if format is not None:
+        if extension != format and extension in get_args(AudioFormat):
+            usage(f"{output} is not for --format {format}; leave one of the two out")
         return format
-    extension = output.suffix.lower().lstrip(".") or "wav"
     if extension not in get_args(AudioFormat):
         usage(f"{output}: no format is called {extension}; use .wav or .flac, or say --format")
     return cast(AudioFormat, extension)
@@ -348,41 +378,6 @@ def _refuse_unwritable(output: Path) -> None:
         usage(f"{output} is a directory; name a file in it")
     if not output.parent.is_dir() or not os.access(output.parent, os.W_OK):
         usage(f"cannot write into {output.parent}; make it, or choose another --output")
-
-
-def _watched(client: SpeechClient, job_id: str) -> dict[str, Any]:
-    console = Console(stderr=True, force_terminal=None if sys.stdout.isatty() else False)
-    with JobDisplay(console) as display:
-        return client.wait(job_id, display.show)
-
-
-def _deliver(client: SpeechClient, job: dict[str, Any], output: Path | None) -> None:
-    """The file and what to know about it, or the reason why there is none."""
-    if job["status"] != JobStatus.COMPLETED:
-        raise from_job(job)
-    if output is not None:
-        client.download(job["id"], output)
-    print(summary(job, str(output or job["id"])))
-    for notice in notices(job, _status(client)):
-        print(notice)
-
-
-def _status(client: SpeechClient) -> dict[str, Any]:
-    """Nothing, where it cannot be had: the speech is there, and that is what was asked for."""
-    try:
-        return client.status()
-    except SpeechApiError as error:
-        complain(f"cannot tell whether the model is trained: {error}")
-        return {}
-
-
-def _cancel_and_exit(client: SpeechClient, job_id: str) -> NoReturn:
-    try:
-        client.cancel(job_id)
-        complain(f"cancelled {job_id}")
-    except SpeechApiError as error:
-        complain(f"{job_id} may still be running: {error}")
-    raise typer.Exit(130)
 
 
 if __name__ == "__main__":

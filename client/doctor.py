@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import redis
-from rich.table import Table
+from rich.table import Column, Table
 
 from client.api_error import SpeechApiError
 from client.embedded import EmbeddedRedisError, find_binary
@@ -70,7 +70,9 @@ def examine(settings: Settings, url: str, describe: Sequence[str] | None = None)
 
 
 def table(rows: Sequence[Row]) -> Table:
-    drawn = Table("", "what", "found", "way out", box=None, pad_edge=False)
+    what = Column("what", no_wrap=True)
+    found, way_out = (Column(name, overflow="fold") for name in ("found", "way out"))
+    drawn = Table("", what, found, way_out, box=None, pad_edge=False)
     for row in rows:
         level = f"[{COLOURS[row.level]}]{row.level}[/]"
         drawn.add_row(level, row.what, _plain(row.found), _plain(row.way_out))

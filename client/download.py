@@ -11,7 +11,8 @@ import errno
 import fnmatch
 import json
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -30,6 +31,8 @@ SMALL_FILES = (
     "preprocessor_config.json",
 )
 ORIGINAL_WEIGHTS = ("model.safetensors", "ckpt.pt")  # the first that is there
+CODEC_REPO, CODEC_DIR = "kyutai/mimi", "mimi"
+CODEC_FILES = ("config.json", "model.safetensors")
 
 
 class DownloadError(SetupError):
@@ -78,11 +81,8 @@ def download(
 ) -> Path:
     """`target` holding the checkpoint and its record; DownloadError says what went wrong."""
     target = target.expanduser().absolute()
-    expected: tuple[type[Exception], ...] = (OSError, ValueError, *_hub_errors())
-    try:
+    with _explained(repo, revision, target):
         return _download(target, repo, revision, original, hub or HuggingFaceHub())
-    except expected as error:
-        raise DownloadError(explain(error, repo, revision, target)) from error
 
 
 def checkpoint_files(names: Sequence[str], *, original: bool) -> list[str]:
@@ -119,6 +119,15 @@ def explain(error: BaseException, repo: str, revision: str, target: Path) -> str
     return f"cannot download {repo}: {error}; run again to resume"
 
 
+@contextmanager
+def _explained(repo: str, revision: str, target: Path) -> Iterator[None]:
+    expected: tuple[type[Exception], ...] = (OSError, ValueError, *_hub_errors())
+    try:
+        yield
+    except expected as error:
+        raise DownloadError(explain(error, repo, revision, target)) from error
+
+
 def _download(target: Path, repo: str, revision: str, original: bool, hub: Hub) -> Path:
     snapshot = hub.resolve(repo, revision)
     source = {"repo": repo, "commit": snapshot.commit, "layout": _layout(original)}
@@ -132,14 +141,28 @@ def _download(target: Path, repo: str, revision: str, original: bool, hub: Hub) 
         shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True, exist_ok=True)
     _write_record(partial, source)
-    sizes = {name: snapshot.files[name] for name in names}
-    _require_space(partial, sizes)
-    hub.fetch(repo, snapshot.commit, names, partial)
-    _require_whole(partial, sizes)
+    _fetch(hub, repo, snapshot, names, partial)
+    if original:
+        _fetch_codec(hub, partial / CODEC_DIR)
     now = datetime.now(UTC).isoformat(timespec="seconds")
     _write_record(partial, {**source, "revision": revision, "downloaded_at": now})
     _publish(partial, target)
     return target
+
+
+def _fetch(hub: Hub, repo: str, snapshot: Snapshot, names: Sequence[str], into: Path) -> None:
+    sizes = {name: snapshot.files.get(name) for name in names}
+    _require_space(into, sizes)
+    hub.fetch(repo, snapshot.commit, names, into)
+    _require_whole(into, sizes)
+
+
+def _fetch_codec(hub: Hub, into: Path) -> None:
+    """The original layout holds no codec."""
+    with _explained(CODEC_REPO, DEFAULT_REVISION, into):
+        snapshot = hub.resolve(CODEC_REPO, DEFAULT_REVISION)
+        into.mkdir(exist_ok=True)
+        _fetch(hub, CODEC_REPO, snapshot, CODEC_FILES, into)
 
 
 def _layout(original: bool) -> str:
@@ -185,7 +208,8 @@ def _require_whole(partial: Path, sizes: Mapping[str, int | None]) -> None:
 
 def _publish(partial: Path, target: Path) -> None:
     """The rename; an earlier checkpoint of ours steps aside for it."""
-    shutil.rmtree(partial / ".cache", ignore_errors=True)  # the hub's notes for resuming
+    for place in (partial, partial / CODEC_DIR):
+        shutil.rmtree(place / ".cache", ignore_errors=True)  # the hub's notes for resuming
     old = target.with_name(target.name + ".old")
     shutil.rmtree(old, ignore_errors=True)
     if target.exists():

@@ -15,7 +15,8 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Column, Table
 
 NO_WORKER = "no worker is ready; jobs wait until one is"
-COLUMNS = ("id", "status", "created (UTC)", "%", "audio", "RTF", "model")  # the last are left out first
+# Where there is no room for all, the last are left out first.
+COLUMNS = ("id", "status", "created (UTC)", "%", "audio", "RTF", "model")
 ID_CHARS = 36
 NOTICES = ("model_notice", "device_fallback")  # of a job as of a worker
 
@@ -50,7 +51,6 @@ class JobDisplay:
         elif line != self._last_line:
             self.tell(line)
         self._last_line = line
-
 
     def tell(self, line: str) -> None:
         """A line that stays, above the bar where there is one."""

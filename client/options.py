@@ -5,6 +5,7 @@ Knows flags; what an option does is the command's business.
 
 from __future__ import annotations
 
+import importlib.metadata
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -44,6 +45,29 @@ def setting(name: str, *flags: str, default: str | None = None) -> Any:
     )
 
 
+def _tell_version(is_asked: bool) -> None:
+    if is_asked:
+        print(f"echoforge {_version()}")
+        raise typer.Exit
+
+
+def _version() -> str:
+    try:
+        return importlib.metadata.version("echoforge")
+    except importlib.metadata.PackageNotFoundError:
+        return "of unknown version: a checkout that is not installed"
+
+
+Version = Annotated[
+    bool,
+    typer.Option(
+        "--version",
+        callback=_tell_version,
+        is_eager=True,
+        expose_value=False,
+        help="Print the version and end.",
+    ),
+]
 Url = Annotated[
     str,
     typer.Option("--url", envvar="ECHOFORGE_URL", help="Where the API is.", rich_help_panel=SERVER),
@@ -64,6 +88,7 @@ RedisUrl = Annotated[str | None, setting("redis_url", "--redis-url")]
 OwnRedisUrl = Annotated[str | None, setting("redis_url", "--redis-url", default="its own")]
 Host = Annotated[str | None, setting("host", "--host")]
 Port = Annotated[int | None, setting("port", "--port")]
+AllowRemote = Annotated[bool | None, setting("allow_remote", "--allow-remote")]
 Model = Annotated[str | None, setting("model", "--model")]
 WorkerDevice = Annotated[Device | None, setting("device", "--device")]
 Slots = Annotated[int | None, setting("slots", "--slots")]

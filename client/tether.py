@@ -27,4 +27,13 @@ def tethered(argv: Sequence[str], death_signal: signal.Signals) -> list[str]:
     """`argv[0]` must be a path. The process id stays the same across the exec."""
     if sys.platform != "linux":
         return list(argv)
-    return [sys.executable, "-I", "-S", "-c", _SHIM, str(os.getpid()), str(int(death_signal)), *argv]
+    return [
+        sys.executable,
+        "-I",
+        "-S",
+        "-c",
+        _SHIM,
+        str(os.getpid()),
+        str(int(death_signal)),
+        *argv,
+    ]

@@ -9,6 +9,8 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+from pathlib import Path
+from typing import Any
 
 from client import SpeechApiError, SpeechClient
 
@@ -24,7 +26,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--top-k", type=int, default=50, help="1 to 2048")
     parser.add_argument("--device", choices=("auto", "cuda", "cpu"), default="auto")
     parser.add_argument("--style", default="default", help="a style of the voice")
-    parser.add_argument("-o", "--output", default="out.wav", help="the WAV file that is written")
+    parser.add_argument("-o", "--output", type=Path, default="out.wav", help="the WAV file")
     url = os.environ.get("ECHOFORGE_URL", "http://127.0.0.1:8000")
     parser.add_argument("--url", default=url, help="where the API is")
     return parser.parse_args()
@@ -36,22 +38,35 @@ def main() -> int:
         name: getattr(asked, name)
         for name in ("speaker_id", "temperature", "top_k", "device", "style")
     }
+    if asked.output.is_dir() or not os.access(asked.output.parent, os.W_OK):
+        return failed(f"cannot write {asked.output}")  # before it is spoken, not after
     try:
         with SpeechClient(asked.url) as client:
             job = client.say(asked.text, asked.output, on_progress=show, **options)
     except SpeechApiError as error:
-        print(f"failed: {error.message} ({error.code})", file=sys.stderr)
-        return 1
+        return failed(f"{error.message} ({error.code})")
+    except OSError as error:
+        return failed(f"cannot write {asked.output}: {error.strerror}")
     made = job["output"]
     print(f"{asked.output}: {made['duration_s']:.2f} s, {job['model']} on {job['device']}")
-    if job.get("device_fallback"):
-        print(f"note: {job['device_fallback']}")
+    for notice in filter(None, (job.get("model_notice"), job.get("device_fallback"))):
+        print(f"note: {notice}")
     return 0
 
 
-def show(job: dict[str, object]) -> None:
-    print(f"{job['status']} {job.get('progress') or ''}", file=sys.stderr)
+def failed(reason: str) -> int:
+    print(f"failed: {reason}", file=sys.stderr)
+    return 1
+
+
+def show(job: dict[str, Any]) -> None:
+    percent = (job.get("progress") or {}).get("percent") or 0
+    print(f"{job['id']}: {job['status']}, {percent} %", file=sys.stderr)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except KeyboardInterrupt:
+        print("interrupted; a job that was accepted goes on without us", file=sys.stderr)
+        sys.exit(130)

@@ -9,20 +9,23 @@ import hashlib
 import math
 import re
 from collections.abc import Mapping
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Depends, Header, Path, Query
+from pydantic import BaseModel, ConfigDict, Field
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from api.audio_response import AudioResponse
+from api.audio_response import AudioResponse, gone
 from api.errors import problems
 from api.etag import etag_of, is_known
 from api.examples import ENDED_EXAMPLE, QUEUED_EXAMPLE, RUNNING_EXAMPLE
+from api.job_schema import SpeechJobList
+from api.limits import refuse_too_long
 from api.parts import Parts, PartsOf
 from api.waiting import MAX_WAIT_S, preferred_wait_s, wait_until
-from shared.errors import AudioExpired, AudioNotReady, JobNotFound, SpeechError
+from shared.errors import AudioNotReady, JobNotFound, NoAudio, SpeechError, UnsupportedMediaType
 from shared.jobs import (
     JOB_ID_PATTERN,
     Job,
@@ -32,6 +35,21 @@ from shared.jobs import (
     public_view,
 )
 from shared.store import Submission
+
+JSON_TYPE = re.compile(r"application/([^/]+\+)?json")
+BINARY = {"schema": {"type": "string", "format": "binary"}}
+NOT_MODIFIED: dict[str, Any] = {"description": "The client has it already (If-None-Match)"}
+AUDIO: dict[int | str, dict[str, Any]] = {
+    200: {
+        "description": "The whole file",
+        "content": {"audio/wav": BINARY, "audio/flac": BINARY},
+    },
+    206: {
+        "description": "The ranges asked for; several come as parts",
+        "content": {"audio/wav": BINARY, "audio/flac": BINARY, "multipart/byteranges": BINARY},
+    },
+    304: NOT_MODIFIED,
+}
 
 router = APIRouter(prefix="/api", tags=["jobs"], responses=problems(422, 503))
 
@@ -45,6 +63,30 @@ def well_formed(
     return id
 
 
+def sent_as_json(request: Request) -> None:
+    """A body is not guessed at, so that a plain form on another page cannot submit one."""
+    media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if not JSON_TYPE.fullmatch(media_type):
+        raise UnsupportedMediaType(
+            "The body is not said to be JSON; send Content-Type: application/json."
+        )
+
+
+class JobQuery(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    wait: int = Field(0, ge=0, le=MAX_WAIT_S, description="seconds, until the job has ended")
+    include: Literal["input"] | None = Field(None, description="`input` tells the request, too")
+
+
+class JobsQuery(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    status: JobStatus | None = None
+    limit: int = Field(20, ge=1, le=100)
+    after: str | None = Field(None, description="the `next` of the page before")
+
+
 JobId = Annotated[str, Depends(well_formed)]
 Etags = Annotated[str | None, Header(alias="If-None-Match")]
 
@@ -52,7 +94,8 @@ Etags = Annotated[str | None, Header(alias="If-None-Match")]
 @router.post(
     "/generate",
     status_code=202,
-    responses={202: QUEUED_EXAMPLE, 200: ENDED_EXAMPLE, **problems(413)},
+    dependencies=[Depends(sent_as_json)],
+    responses={202: QUEUED_EXAMPLE, 200: ENDED_EXAMPLE, **problems(413, 415)},
     summary="Accept a text to be spoken",
 )
 async def generate(
@@ -78,19 +121,22 @@ async def generate(
     return _told(job, 200 if job.status.is_terminal else 202, headers)
 
 
-@router.get("/jobs/{id}", responses={200: ENDED_EXAMPLE, **problems(404)}, summary="A job as it is")
+@router.get(
+    "/jobs/{id}",
+    responses={200: ENDED_EXAMPLE, 304: NOT_MODIFIED, **problems(404)},
+    summary="A job as it is",
+)
 async def get_job(
     job_id: JobId,
     request: Request,
     parts: PartsOf,
-    wait: Annotated[int, Query(ge=0, le=MAX_WAIT_S)] = 0,
-    include: Literal["input"] | None = None,
+    query: Annotated[JobQuery, Query()],
     if_none_match: Etags = None,
 ) -> Response:
     """With `wait`, answers once the job has ended; with If-None-Match too, once it has changed."""
 
     def told(job: Job) -> Response:
-        return _told(job, include_text=include == "input")
+        return _told(job, include_text=query.include == "input")
 
     def is_enough(job: Job) -> bool:
         is_news = if_none_match is not None and not is_known(
@@ -98,27 +144,22 @@ async def get_job(
         )
         return job.status.is_terminal or is_news
 
-    response = told(await wait_until(is_enough, job_id, wait, parts, request))
+    response = told(await wait_until(is_enough, job_id, query.wait, parts, request))
     if is_known(response.headers["ETag"], if_none_match):
         return _not_modified(response.headers["ETag"])
     return response
 
 
-@router.get("/jobs", summary="Jobs, newest first")
-def list_jobs(
-    parts: PartsOf,
-    status: JobStatus | None = None,
-    limit: Annotated[int, Query(ge=1, le=100)] = 20,
-    after: Annotated[str | None, Query(description="the `next` of the page before")] = None,
-) -> Response:
-    jobs, cursor = parts.store.list(status=status, limit=limit, after=after)
+@router.get("/jobs", response_model=SpeechJobList, summary="Jobs, newest first")
+def list_jobs(parts: PartsOf, query: Annotated[JobsQuery, Query()]) -> Response:
+    jobs, cursor = parts.store.list(status=query.status, limit=query.limit, after=query.after)
     return JSONResponse({"data": [public_view(job) for job in jobs], "next": cursor})
 
 
 @router.get(
     "/jobs/{id}/audio",
     response_class=AudioResponse,
-    responses=problems(404, 409, 410, 416),
+    responses={**AUDIO, **problems(404, 409, 410, 416)},
     summary="The audio, whole or in ranges",
 )
 def get_audio(job_id: JobId, parts: PartsOf, if_none_match: Etags = None) -> Response:
@@ -128,10 +169,12 @@ def get_audio(job_id: JobId, parts: PartsOf, if_none_match: Etags = None) -> Res
         return _not_modified(etag)
     try:
         path = parts.audio.path(output.name)
+        stat_result = path.stat()
     except FileNotFoundError as error:
-        raise _expired() from error
+        raise gone() from error
     return AudioResponse(
         path,
+        stat_result=stat_result,
         media_type=output.content_type,
         filename=f"{job_id}.{output.format}",
         content_disposition_type="inline",
@@ -162,7 +205,11 @@ def erase_job(job_id: JobId, parts: PartsOf) -> Response:
 
 
 def _submit(body: SpeechRequest, idempotency_key: str | None, parts: Parts) -> Submission:
-    """The store's answer is the commit point; a doorbell that cannot be rung loses nothing."""
+    """Raises InvalidInput for what can never be spoken here.
+
+    The store's answer is the commit point; a doorbell that cannot be rung loses nothing.
+    """
+    refuse_too_long(body, parts.max_audio_s)
     submission = parts.store.submit(body, idempotency_key=idempotency_key)
     if not submission.replayed:
         parts.doorbell.ring(submission.doorbell)
@@ -204,19 +251,15 @@ def _not_modified(etag: str) -> Response:
 
 def _published(job: Job) -> Output:
     if job.audio_expired:
-        raise _expired()
-    if job.output is None:
-        raise AudioNotReady(_why_no_audio(job))
-    return job.output
-
-
-def _expired() -> AudioExpired:
-    return AudioExpired("The audio was kept for its time and is gone; submit the text again.")
+        raise gone()
+    if job.output is not None:
+        return job.output
+    if job.status.is_terminal:
+        raise NoAudio(_why_no_audio(job))
+    raise AudioNotReady(f"The job is {job.status}; ask again when it is completed.")
 
 
 def _why_no_audio(job: Job) -> str:
     if job.error is not None:
         return f"There is no audio: the job failed. {job.error.message}"
-    if job.status.is_terminal:
-        return f"There is no audio: the job is {job.status}; submit the text again."
-    return f"The job is {job.status}; ask again when it is completed."
+    return f"There is no audio: the job is {job.status}; submit the text again."

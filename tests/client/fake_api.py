@@ -118,11 +118,12 @@ class FakeApi:
         job["step"] += 1
         job.update({"queue": None, "progress": None})
         if job["status"] == "queued":
-            job["queue"] = {"position": 2, "estimated_start_s": 4.0}
+            job["queue"] = {"position": 2, "estimated_start_s": 4.0 if self.workers else None}
         if job["status"] == "in_progress":
             job["progress"] = {"percent": 40, "audio_seconds": 1.3, "eta_s": 2.0, "frames": 16}
         if job["status"] == "completed":
             job.update(output=output(self.audio), model="csm-tiny", device="cpu")
+            job.update(model_notice=NOTICE, device_fallback=None)
             job.update(result_url=f"/api/jobs/{job['id']}/audio", metrics={"rtf": 0.64})
             job.update(self.extra)
         if job["status"] == "failed":

@@ -130,3 +130,12 @@ def test_everything_is_looked_at_and_drawn_with_its_way_out(tmp_path, error):
     drawn = screen.getvalue()
     assert "echoforge[api]" in drawn
     assert ("echoforge download" in drawn) == (error is not None)
+
+
+def test_on_a_narrow_terminal_paths_are_folded_not_cut():
+    path = "/a/very/long/path/" + "x" * 60 + "/end"
+    screen = io.StringIO()
+    Console(width=60, file=screen).print(table([Row("data", Level.OK, path, "")]))
+    drawn = screen.getvalue()
+    assert "\N{HORIZONTAL ELLIPSIS}" not in drawn
+    assert path in "".join(drawn.split())

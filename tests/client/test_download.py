@@ -37,6 +37,7 @@ SMALL = [
     "tokenizer.json",
     "tokenizer_config.json",
 ]
+MIMI = {"README.md": 3, "config.json": 4, "model.safetensors": 30}
 
 
 class FakeHub:
@@ -45,6 +46,7 @@ class FakeHub:
     def __init__(self, files: dict[str, int] = SESAME, fault: Exception | None = None) -> None:
         self.files = files
         self.fault = fault
+        self.codec_fault: Exception | None = None
         self.breaks_after: int | None = None
         self.commit = "c0ffee"
         self.fetched: list[str] = []
@@ -52,17 +54,22 @@ class FakeHub:
     def resolve(self, repo: str, revision: str) -> Snapshot:
         if self.fault and not isinstance(self.fault, errors.GatedRepoError):
             raise self.fault
+        if repo == "kyutai/mimi":
+            if self.codec_fault:
+                raise self.codec_fault
+            return Snapshot("codec", MIMI)
         return Snapshot(self.commit, self.files)
 
     def fetch(self, repo, commit, files, directory: Path) -> None:
         if self.fault:
             raise self.fault
+        sizes = MIMI if repo == "kyutai/mimi" else self.files
         for n, name in enumerate(files):
             if n == self.breaks_after:
                 self.breaks_after = None
                 raise ConnectionError("reset")
             if not (directory / name).exists():
-                (directory / name).write_bytes(b"x" * self.files[name])
+                (directory / name).write_bytes(b"x" * sizes[name])
                 self.fetched.append(name)
 
 
@@ -114,6 +121,32 @@ def test_a_download_is_whole_and_records_its_exact_commit(target):
         "downloaded_at": "now",
     }
     assert [p.name for p in target.parent.iterdir()] == ["csm-1b"]
+
+
+def test_the_original_layout_brings_its_codec_in_a_folder_of_its_own(target):
+    download(target, original=True, hub=FakeHub())
+    assert sorted(p.name for p in (target / "mimi").iterdir()) == [
+        "config.json",
+        "model.safetensors",
+    ]
+    assert (target / "model.safetensors").stat().st_size == SESAME["model.safetensors"]
+
+
+def test_the_transformers_layout_needs_no_codec_beside_it(target):
+    download(target, hub=FakeHub())
+    assert not (target / "mimi").exists()
+
+
+def test_a_codec_that_cannot_be_had_is_told_by_its_own_name_and_resumed(target):
+    hub = FakeHub()
+    hub.codec_fault = http_fault(errors.HfHubHTTPError, 500)
+    with pytest.raises(DownloadError, match="HTTP 500 for kyutai/mimi"):
+        download(target, original=True, hub=hub)
+    assert not target.exists()
+    hub.codec_fault = None
+    download(target, original=True, hub=hub)
+    assert hub.fetched.count("tokenizer.json") == 1
+    assert (target / "mimi" / "model.safetensors").exists()
 
 
 def test_a_broken_off_download_leaves_no_checkpoint_and_is_resumed(target):

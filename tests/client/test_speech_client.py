@@ -87,6 +87,21 @@ def test_an_invalid_field_is_named_in_the_message(client):
     assert (caught.value.status, caught.value.code) == (422, "invalid_input")
 
 
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"text": "\udcff\udcfe bad"}, "/text: holds half a character; is it UTF-8?"),
+        ({"text": "x", "temperature": float("nan")}, "/temperature: nan cannot be written"),
+        ({"text": "x", "max_audio_seconds": float("inf")}, "/max_audio_seconds: inf cannot"),
+    ],
+)
+def test_what_no_json_can_hold_is_told_without_asking_the_server(client, api, options, says):
+    with pytest.raises(SpeechApiError, match=says.replace("?", r"\?")) as caught:
+        client.generate(**options)
+    assert (caught.value.status, caught.value.code) == (0, "invalid_input")
+    assert api.asked == []
+
+
 def test_an_error_page_of_a_proxy_becomes_a_readable_error(client, api):
     api.faults = [Answer(502, b"<html>Bad gateway</html>", {"Retry-After": "Mon, 23 Nov 2026"})]
     with pytest.raises(SpeechApiError, match="HTTP 502 from http") as caught:
