@@ -6,7 +6,7 @@ READY := $(VENV)/.ready
 DEMO_TEXT ?= Hello. This text went through a queue, and came back as sound.
 
 .DEFAULT_GOAL := help
-.PHONY: help demo up test check parity bench clean
+.PHONY: help demo up test check parity chaos bench clean
 
 help: ## what can be made
 	@grep -E '^[a-z]+:.*##' Makefile | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 18
@@ -34,6 +34,9 @@ check: $(READY) ## format, lint, types, who imports whom
 
 parity: $(READY) ## CSM-1B's full shape against transformers: minutes, about 9 GB
 	@$(BIN)/python -m pytest -m slow -s tests/engine
+
+chaos: $(READY) ## 600 jobs while workers and Redis are killed all the time; counts what broke
+	@$(BIN)/python -m tests.chaos $(ARGS)
 
 bench: $(READY) ## s/frame and RTF at 1, 2, 4, 8 slots beside transformers, in one run
 	@$(BIN)/python -m benchmarks.engine $(ARGS)

@@ -144,11 +144,14 @@ def _on_http_error(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, HTTPException)
     if error.status_code == 400 and error.__cause__ is not None:
         return _unreadable_body(error.__cause__)
-    headers = dict(error.headers or {})
     if error.status_code == 405:
-        headers["Allow"] = ", ".join(methods_of(request.app, request.scope["path"]))
+        return _wrong_method(", ".join(methods_of(request.app, request.scope["path"])))
     code = HTTP_CODES.get(error.status_code, f"http_{error.status_code}")
-    return problem(error.status_code, code, str(error.detail), headers=headers)
+    return problem(error.status_code, code, str(error.detail), headers=error.headers)
+
+
+def _wrong_method(allowed: str) -> JSONResponse:
+    return problem(405, HTTP_CODES[405], f"Use {allowed} here.", headers={"Allow": allowed})
 
 
 def _unreadable_body(cause: BaseException) -> JSONResponse:

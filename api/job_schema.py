@@ -1,6 +1,6 @@
-"""The shapes that the documentation promises. `shared.jobs.public_view` makes them; a test compares.
+"""The shapes that the documentation promises.
 
-Knows fields and their meaning; builds nothing.
+Knows fields and their meaning; builds nothing: `shared.jobs.public_view` does, and a test compares.
 """
 
 from __future__ import annotations

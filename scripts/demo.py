@@ -37,7 +37,7 @@ def main() -> int:
             text=True,
         )
         try:
-            url = _await_ready(up)
+            url = _await_ready(up, START_S)
             return _say(url, args.text, args.output) if url else 1
         except queue.Empty:
             return _failed(f"the service was not ready within {START_S:g} s; see its lines above")
@@ -46,7 +46,7 @@ def main() -> int:
             up.wait(60)
 
 
-def _await_ready(up: subprocess.Popen[str], patience_s: float = START_S) -> str | None:
+def _await_ready(up: subprocess.Popen[str], patience_s: float) -> str | None:
     """The service's address from its one ready line; None when it ended instead.
 
     queue.Empty when neither came within `patience_s`.

@@ -15,6 +15,7 @@ from shared.settings import Settings
 from shared.store import Claim, JobStore
 from tests.samples import Clock, FakeDoorbell, an_output
 
+LOOPBACK = "http://127.0.0.1"  # TestClient's own name for itself would not be answered
 AUDIO = b"RIFF" + bytes(range(256)) * 40
 
 
@@ -52,7 +53,8 @@ def doorbell() -> FakeDoorbell:
 
 @pytest.fixture
 def client(settings: Settings, store: JobStore, doorbell: FakeDoorbell) -> Iterator[TestClient]:
-    with TestClient(create_app(settings, store, doorbell), follow_redirects=False) as client:
+    app = create_app(settings, store, doorbell)
+    with TestClient(app, LOOPBACK, follow_redirects=False) as client:
         yield client
 
 

@@ -76,11 +76,33 @@ def test_what_is_wrong_is_named_by_pointer(
     assert doorbell.rings == []
 
 
-def test_a_text_sent_as_a_form_or_as_plain_text_is_refused(client: TestClient) -> None:
-    response = client.post(
-        "/api/generate", content='{"text": "Hi"}', headers={"Content-Type": "text/plain"}
-    )
-    assert response.status_code == 422
+@pytest.mark.parametrize(
+    ("body", "pointer", "figures"),
+    [
+        ({"text": "a" * 1351}, "/text", ("about 90 s", "at most 90 s")),
+        ({"text": "a" * 5000}, "/text", ("about 333 s", "at most 90 s")),
+        ({"text": "Hi", "max_audio_seconds": 91}, "/max_audio_seconds", ("91 s", "90 s")),
+    ],
+)
+def test_what_can_never_be_spoken_is_refused_before_it_waits(
+    client: TestClient,
+    store: JobStore,
+    body: dict[str, Any],
+    pointer: str,
+    figures: tuple[str, ...],
+) -> None:
+    response = client.post("/api/generate", json=body)
+    told = response.json()
+    assert (response.status_code, told["code"]) == (422, "invalid_input")
+    assert [error["pointer"] for error in told["errors"]] == [pointer]
+    assert all(figure in told["detail"] for figure in figures)
+    assert "over several jobs" in told["detail"]
+    assert store.list()[0] == []
+
+
+def test_the_beginning_of_a_long_text_is_accepted(client: TestClient) -> None:
+    body = {"text": "a" * 5000, "max_audio_seconds": 90}
+    assert client.post("/api/generate", json=body).status_code == 202
 
 
 # Waiting
@@ -161,7 +183,7 @@ def test_a_key_of_more_than_128_characters_is_refused(client: TestClient) -> Non
     assert generate(client, Idempotency_Key="k" * 128).status_code == 202
     response = generate(client, Idempotency_Key="k" * 129)
     assert response.status_code == 422
-    assert response.json()["errors"][0]["pointer"] == "idempotency-key:"
+    assert response.json()["errors"][0]["header"] == "idempotency-key"
 
 
 # Refusing

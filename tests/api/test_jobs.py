@@ -13,6 +13,7 @@ from starlette.testclient import TestClient
 from shared.audio_store import AudioStore
 from shared.jobs import JobStatus, new_job_id
 from shared.store import Claim, JobStore
+from tests.api.conftest import LOOPBACK
 from tests.samples import a_request, a_worker
 
 MALFORMED = [
@@ -96,7 +97,7 @@ def test_a_wait_ends_when_the_server_closes(client: TestClient, store: JobStore)
 def test_a_wait_is_0_to_60_seconds(client: TestClient, store: JobStore, wait: str) -> None:
     response = client.get(f"/api/jobs/{submit(store)}?wait={wait}")
     assert response.status_code == 422
-    assert response.json()["errors"][0]["pointer"] == "?wait"
+    assert response.json()["errors"][0]["parameter"] == "wait"
 
 
 def test_what_is_known_is_not_sent_again(client: TestClient, store: JobStore) -> None:
@@ -156,6 +157,15 @@ def test_jobs_are_listed_by_status(
 )
 def test_a_wrong_listing_is_refused(client: TestClient, query: str) -> None:
     assert client.get(f"/api/jobs?{query}").status_code == 422
+
+
+@pytest.mark.parametrize("path", ["/api/jobs", "/api/jobs/{id}"])
+def test_a_misspelt_parameter_is_refused_and_not_ignored(
+    client: TestClient, store: JobStore, path: str
+) -> None:
+    response = client.get(path.format(id=submit(store)) + "?statsu=queued")
+    assert response.status_code == 422
+    assert response.json()["errors"] == [{"parameter": "statsu", "detail": "unknown parameter"}]
 
 
 # Cancelling and erasing
@@ -266,7 +276,7 @@ def test_the_api_reaps_the_jobs_of_dead_workers(
     claim()
     clock.advance(16)
     quick = settings.model_copy(update={"tick_s": 0.02})
-    with TestClient(create_app(quick, store, doorbell)):
+    with TestClient(create_app(quick, store, doorbell), LOOPBACK):
         deadline = time.monotonic() + 10
         while not doorbell.rings and time.monotonic() < deadline:
             time.sleep(0.02)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
 import os
 import signal
@@ -12,6 +13,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+from client import SpeechClient
 from client.cli import app
 from tests.client.fake_api import AUDIO, NOTICE, FakeApi, problem, served
 from tests.client.waiting import until
@@ -94,6 +96,8 @@ def test_the_format_follows_the_extension_unless_said(echoforge, api, argv, form
     [
         ["say"],
         ["say", "x", "-o", "a.mp3"],
+        ["say", "x", "-o", "a.flac", "--format", "wav"],
+        ["say", "x", "-o", "a.WAV", "--format", "flac"],
         ["say", "x", "-o", "no/such/dir/a.wav"],
         ["say", "x", "-o", "."],
         ["say", "x", "--device", "tpu"],
@@ -180,19 +184,94 @@ def test_an_error_of_the_server_is_one_line_whatever_the_command(echoforge, api)
         assert (result.exit_code, result.stderr) == (1, "echoforge: Redis is away; try again\n")
 
 
-def test_ctrl_c_cancels_the_job_on_the_server(api, tmp_path):
-    api.script = ["in_progress"]
+def interrupted(api, number: int, argv: list[str], num_looks: int = 2) -> tuple[int, str]:
+    """A command in a process of its own that gets the signal while it follows its job."""
     with served(api) as url:
-        argv = [sys.executable, "-m", "client.cli", "say", "Hello.", "-o", str(tmp_path / "o.wav")]
-        env = {**os.environ, "ECHOFORGE_URL": url}
-        with subprocess.Popen(argv, cwd=ROOT, env=env, stderr=subprocess.PIPE, text=True) as said:
-            until(lambda: len(api.asked) > 2)
-            said.send_signal(signal.SIGINT)
-            _, told = said.communicate(timeout=20)
-    assert said.returncode == 130
-    assert "cancelled job_" in told
+        env = {**os.environ, "ECHOFORGE_URL": url, "PYTHONPATH": str(ROOT)}
+        command = [sys.executable, *argv]
+        with subprocess.Popen(command, cwd=ROOT, env=env, stderr=subprocess.PIPE, text=True) as run:
+            until(lambda: len(api.asked) > num_looks)
+            run.send_signal(number)
+            _, told = run.communicate(timeout=20)
     assert "Traceback" not in told
+    return run.returncode, told
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["ctrl-c", "sigterm"])
+def test_a_say_that_is_ended_cancels_its_job_on_the_server(api, tmp_path, number):
+    api.script = ["in_progress"]
+    out = str(tmp_path / "o.wav")
+    code, told = interrupted(api, number, ["-m", "client.cli", "say", "Hello.", "-o", out])
+    assert code == 130
+    assert "cancelled job_" in told
     assert [asked.path for asked in api.asked][-1].endswith("/cancel")
+
+
+def test_ctrl_c_in_watch_says_that_the_job_goes_on_and_how_to_cancel_it(api):
+    api.script = ["in_progress"]
+    with SpeechClient(transport=api.transport()) as client:
+        id = client.generate("Hello.")["id"]
+    code, told = interrupted(api, signal.SIGINT, ["-m", "client.cli", "watch", id], num_looks=4)
+    assert code == 130
+    assert f"echoforge: {id} goes on; `echoforge cancel {id}` ends it\n" in told
+    assert not any(asked.path.endswith("/cancel") for asked in api.asked)
+
+
+def test_say_without_a_worker_says_so_once(echoforge, api):
+    api.workers = []
+    api.script = ["queued", "queued", "queued", "completed"]
+    lines = echoforge("say", "Hello.").stderr.splitlines()
+    assert lines == [
+        "queued, position 2",
+        "no worker is ready; jobs wait until one is",
+        "completed",
+    ]
+    assert sum(asked.path == "/api/status" for asked in api.asked) == 1
+
+
+def test_watch_without_a_worker_says_so_too(echoforge, api):
+    api.workers = []
+    id = echoforge("submit", "Hello.").stdout.strip()
+    assert "no worker is ready; jobs wait until one is" in echoforge("watch", id).stderr
+
+
+def test_say_does_not_ask_for_the_workers_when_one_is_expected(echoforge, api):
+    echoforge("say", "Hello.")
+    assert not any(asked.path == "/api/status" for asked in api.asked)
+
+
+def test_a_job_without_a_notice_is_told_without_one(echoforge, api):
+    api.extra = {"model_notice": None}
+    assert "note" not in echoforge("say", "Hello.").stdout
+
+
+@pytest.mark.parametrize("command", ["say", "submit"])
+def test_bytes_that_are_no_text_are_one_line_and_exit_code_2(api, tmp_path, command):
+    with served(api) as url:
+        env = {**os.environ, "ECHOFORGE_URL": url, "PYTHONPATH": str(ROOT)}
+        argv = [sys.executable, "-m", "client.cli", command]
+        given = {"cwd": tmp_path, "env": env, "capture_output": True}
+        as_argument = subprocess.run([*argv, b"\xff\xfe bad"], **given)
+        as_input = subprocess.run([*argv, "-"], input=b"\xff\xfe bad", **given)
+    for ended in (as_argument, as_input):
+        assert ended.returncode == 2
+        assert ended.stderr == (
+            b"echoforge: the text is not UTF-8; convert it first, with iconv for example\n"
+        )
+    assert api.asked == []
+
+
+def test_a_number_that_is_none_is_one_line_and_exit_code_1(echoforge, api):
+    result = echoforge("say", "Hello.", "--temperature", "nan")
+    assert result.exit_code == 1
+    assert result.stderr == "echoforge: /temperature: nan cannot be written as JSON\n"
+    assert api.asked == []
+
+
+def test_the_version_is_told(echoforge):
+    result = echoforge("--version")
+    assert result.exit_code == 0
+    assert result.stdout.split() == ["echoforge", importlib.metadata.version("echoforge")]
 
 
 def test_a_setting_that_is_wrong_is_named(echoforge, monkeypatch):
@@ -201,6 +280,14 @@ def test_a_setting_that_is_wrong_is_named(echoforge, monkeypatch):
     assert result.exit_code == 2
     assert "ECHOFORGE_SLOTS" in result.stderr
     assert result.stderr.count("\n") == 1
+
+
+def test_a_wrong_setting_is_told_without_its_value(echoforge, monkeypatch):
+    monkeypatch.setenv("ECHOFORGE_REDIS_URL", "http://:secret@host")
+    result = echoforge("doctor")
+    assert result.exit_code == 2
+    assert "ECHOFORGE_REDIS_URL" in result.stderr
+    assert "secret" not in result.stderr
 
 
 def test_every_command_has_help_with_its_defaults(echoforge):
@@ -215,43 +302,33 @@ def test_one_part_takes_the_commands_place_whatever_lies_in_the_users_folder(tmp
     (tmp_path / "api").mkdir()
     (tmp_path / "api" / "__init__.py").touch()
     (tmp_path / "api" / "__main__.py").write_text(
-        "import os; print(os.getpid(), os.environ['ECHOFORGE_PORT'], os.getenv('ECHOFORGE_HOST'))"
+        "import os; print(os.getpid(), *map(os.getenv, "
+        "['ECHOFORGE_PORT', 'ECHOFORGE_HOST', 'ECHOFORGE_ALLOW_REMOTE']))"
     )
     (tmp_path / "mine" / "api").mkdir(parents=True)
     (tmp_path / "mine" / "api" / "__init__.py").write_text("raise SystemExit('not that one')")
     env = {**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"}
-    argv = [sys.executable, "-P", "-m", "client.cli", "api", "--port", "8123"]
+    argv = [sys.executable, "-P", "-m", "client.cli", "api", "--port", "8123", "--allow-remote"]
     with subprocess.Popen(
         argv, cwd=tmp_path / "mine", env=env, stdout=subprocess.PIPE, text=True
     ) as part:
         said, _ = part.communicate(timeout=20)
-    assert said == f"{part.pid} 8123 None\n"
+    assert said == f"{part.pid} 8123 None True\n"
+
+
+def script(url: str, cwd: Path, *options: str) -> subprocess.CompletedProcess[str]:
+    argv = [sys.executable, str(ROOT / "scripts" / "test_voice_api.py"), "Hello.", *options]
+    env = {**os.environ, "ECHOFORGE_URL": url, "PYTHONPATH": str(ROOT)}
+    return subprocess.run(argv, env=env, cwd=cwd, capture_output=True, text=True)
 
 
 def test_the_script_speaks_through_the_public_client(api, tmp_path):
     out = tmp_path / "out.wav"
-    argv = [
-        sys.executable,
-        str(ROOT / "scripts" / "test_voice_api.py"),
-        "Hello.",
-        "--temperature",
-        "0.9",
-        "--top-k",
-        "40",
-        "--device",
-        "cuda",
-        "--speaker-id",
-        "1",
-        "--style",
-        "default",
-        "-o",
-        str(out),
-    ]
     with served(api) as url:
-        env = {**os.environ, "ECHOFORGE_URL": url, "PYTHONPATH": str(ROOT)}
-        ended = subprocess.run(argv, env=env, cwd=tmp_path, capture_output=True, text=True)
+        ended = script(url, tmp_path, "--top-k", "40", "--device", "cuda", "-o", str(out))
     assert ended.returncode == 0, ended.stderr
     assert out.read_bytes() == AUDIO
+    assert f"note: {NOTICE}" in ended.stdout
     assert api.asked[0].body == {
         "text": "Hello.",
         "temperature": 0.9,
@@ -260,3 +337,18 @@ def test_the_script_speaks_through_the_public_client(api, tmp_path):
         "speaker_id": 1,
         "style": "default",
     }
+
+
+def test_the_script_refuses_an_output_it_cannot_write_before_it_asks(api, tmp_path):
+    with served(api) as url:
+        ended = script(url, tmp_path, "-o", "no/such/dir/out.wav")
+    assert (ended.returncode, ended.stderr) == (1, "failed: cannot write no/such/dir/out.wav\n")
+    assert api.asked == []
+
+
+def test_the_scripts_ctrl_c_is_one_line(api, tmp_path):
+    api.script = ["in_progress"]
+    argv = [str(ROOT / "scripts" / "test_voice_api.py"), "Hello.", "-o", str(tmp_path / "o.wav")]
+    code, told = interrupted(api, signal.SIGINT, argv)
+    assert code == 130
+    assert told.splitlines()[-1] == "interrupted; a job that was accepted goes on without us"

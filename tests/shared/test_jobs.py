@@ -17,11 +17,13 @@ from shared.jobs import (
     JobFailure,
     JobStatus,
     Output,
+    Progress,
     SpeechRequest,
     iso,
     new_job_id,
     public_view,
 )
+from shared.record import job_of, stored_request
 
 SEED_EXAMPLE = {
     "text": "This is a test of the voice generation system.",
@@ -100,7 +102,16 @@ def test_text_that_cannot_be_spoken_is_refused(text: str) -> None:
         ("speaker_id", 100),
         ("speaker_id", 10**400),
         ("seed", -1),
-        ("seed", 2**63),
+        ("seed", 2**53),
+        ("seed", "7"),
+        ("top_k", True),
+        ("top_k", "40"),
+        ("top_k", 40.0),
+        ("speaker_id", False),
+        ("temperature", "0.7"),
+        ("temperature", True),
+        ("timeout_s", "60"),
+        ("max_audio_seconds", True),
         ("max_audio_seconds", 0),
         ("max_audio_seconds", math.nan),
         ("max_audio_seconds", 601),
@@ -128,8 +139,19 @@ def test_what_is_out_of_bounds_is_refused(field: str, value: object) -> None:
 
 
 def test_greedy_and_the_upper_bounds_are_allowed() -> None:
-    request = SpeechRequest(text="Hi", temperature=0, top_k=2048, seed=2**63 - 1)
+    request = SpeechRequest(text="Hi", temperature=0, top_k=2048, seed=2**53 - 1)
     assert request == SpeechRequest.model_validate_json(request.model_dump_json())
+
+
+def test_a_whole_number_passes_for_a_number_with_a_point() -> None:
+    request = SpeechRequest.model_validate({"text": "Hi", "temperature": 1, "max_audio_seconds": 2})
+    assert (request.temperature, request.max_audio_seconds) == (1.0, 2.0)
+
+
+def test_a_stored_request_is_read_again_even_with_fields_of_a_newer_process() -> None:
+    request = SpeechRequest(text="Hi", temperature=1, seed=7, max_audio_seconds=2)
+    stored = json.loads(request.model_dump_json()) | {"newer": 1}
+    assert stored_request(json.dumps(stored)) == request
 
 
 def test_ids_are_sortable_by_time_and_valid() -> None:
@@ -170,6 +192,26 @@ def test_expired_audio_has_no_url() -> None:
     view = public_view(a_job(JobStatus.COMPLETED, output=an_output(), audio_expired=True))
     assert view["result_url"] is None
     assert view["output"] is None
+
+
+@pytest.mark.parametrize("status", list(JobStatus))
+def test_a_job_that_has_ended_expects_nothing_more(status: JobStatus) -> None:
+    progress = Progress(frames=5, audio_seconds=0.4, percent=10, eta_s=3.0)
+    output = an_output() if status is JobStatus.COMPLETED else None
+    view = public_view(a_job(status, progress=progress, output=output))
+    assert view["progress"]["eta_s"] == (None if status.is_terminal else 3.0)
+
+
+def test_an_untrained_model_is_told_of_in_the_job() -> None:
+    assert public_view(a_job())["model_notice"] is None
+    assert public_view(a_job(model_notice="untrained"))["model_notice"] == "untrained"
+
+
+def test_the_record_keeps_the_notice_of_the_model() -> None:
+    fields = {"status": "queued", "request": '{"text": "Hi"}', "created_at": "1"}
+    for stored, told in (({}, None), ({"model_notice": ""}, None), ({"model_notice": "n"}, "n")):
+        flat = [part for pair in (fields | stored).items() for part in pair]
+        assert job_of([new_job_id(), flat]).model_notice == told
 
 
 def test_a_failure_is_told_with_its_code() -> None:
