@@ -68,8 +68,9 @@ def _failed(reason: str) -> int:
 
 def _read(up: subprocess.Popen[str], lines: queue.SimpleQueue[str]) -> None:
     assert up.stdout is not None
-    for line in up.stdout:
-        lines.put(line)
+    with up.stdout as told:
+        for line in told:
+            lines.put(line)
     lines.put("")
 
 

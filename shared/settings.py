@@ -53,6 +53,9 @@ class Settings(BaseSettings):
     device: Literal["auto", "cpu", "cuda"] = Field(
         "auto", description="auto takes CUDA where it works, else the CPU."
     )
+    precision: Literal["auto", "fp32", "bf16"] = Field(
+        "auto", description="Of the language model; auto is bf16 on CUDA, fp32 on the CPU."
+    )
     slots: int = Field(4, ge=1, le=64, description="Utterances spoken at once by one worker.")
     max_positions: int = Field(
         2048, ge=64, description="Rows of context a slot holds; fewer need less memory."

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pydantic import ValidationError
 
 from shared.logs import configure_logging
-from shared.settings import Settings
+from shared.settings import Settings, settings_problem
 
 EXIT_CONFIG = 78  # EX_CONFIG: a restart would fail in the same way
 
@@ -24,7 +24,7 @@ def main(arguments: list[str]) -> int:
     try:
         settings = Settings()
     except ValidationError as e:
-        print(f"error: the environment is not right: {e}", file=sys.stderr)
+        print(f"error: {settings_problem(e)}", file=sys.stderr)
         return EXIT_CONFIG
     configure_logging(settings)
     run: Callable[[Settings], int] = _describe if "--describe" in arguments else _work

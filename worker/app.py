@@ -178,7 +178,9 @@ def make_worker(settings: Settings) -> Worker:
         max_positions=settings.max_positions,
         max_audio_s=settings.max_audio_s,
     )
-    opened = open_engine(lambda c: Engine(checkpoint, c), config, settings.device)
+    opened = open_engine(
+        lambda c: Engine(checkpoint, c), config, settings.device, settings.precision
+    )
     if notice := model_notice(checkpoint):
         log.warning("%s", notice)
     return Worker(settings, opened, JobStore.connect(settings), make_celery(settings))

@@ -17,7 +17,9 @@ from worker.engine.engine import Engine, EngineConfig
 
 log = logging.getLogger(__name__)
 Wanted = Literal["auto", "cpu", "cuda"]
-DTYPES = {"cpu": torch.float32, "cuda": torch.bfloat16}
+Precision = Literal["auto", "fp32", "bf16"]
+USUAL = {"cpu": torch.float32, "cuda": torch.bfloat16}
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 @dataclass(frozen=True)
@@ -33,26 +35,30 @@ def open_engine(
     build: Callable[[EngineConfig], Engine],
     config: EngineConfig,
     wanted: Wanted,
+    precision: Precision = "auto",
     is_cuda_there: Callable[[], bool] = torch.cuda.is_available,
 ) -> OpenEngine:
     """Builds (not starts) an engine. Out of memory on CUDA means fewer slots, then the CPU."""
     if wanted == "cpu" or (wanted == "auto" and not is_cuda_there()):
-        return OpenEngine(build(_on("cpu", config)), "cpu", None)
+        return OpenEngine(build(_on("cpu", config, precision)), "cpu", None)
     reason = "CUDA is not available to this PyTorch"
     if is_cuda_there():
-        opened, reason = _open_on_cuda(build, config)
+        opened, reason = _open_on_cuda(build, config, precision)
         if opened is not None:
             return opened
-    return fall_back(build, config, reason)
+    return fall_back(build, config, reason, precision)
 
 
 def fall_back(
-    build: Callable[[EngineConfig], Engine], config: EngineConfig, reason: str
+    build: Callable[[EngineConfig], Engine],
+    config: EngineConfig,
+    reason: str,
+    precision: Precision = "auto",
 ) -> OpenEngine:
     """An engine on the CPU instead of CUDA; told of at WARNING and in the result."""
     fallback = f"{reason}; speaking on the CPU instead"
     log.warning("%s", fallback)
-    return OpenEngine(build(_on("cpu", config)), "cpu", fallback)
+    return OpenEngine(build(_on("cpu", config, precision)), "cpu", fallback)
 
 
 def is_device_fault(error: BaseException) -> bool:
@@ -61,12 +67,12 @@ def is_device_fault(error: BaseException) -> bool:
 
 
 def _open_on_cuda(
-    build: Callable[[EngineConfig], Engine], config: EngineConfig
+    build: Callable[[EngineConfig], Engine], config: EngineConfig, precision: Precision
 ) -> tuple[OpenEngine | None, str]:
     num_slots = config.num_slots
     while num_slots:
         try:
-            engine = build(_on("cuda", replace(config, num_slots=num_slots)))
+            engine = build(_on("cuda", replace(config, num_slots=num_slots), precision))
         except torch.cuda.OutOfMemoryError:
             num_slots //= 2
             log.warning("CUDA is out of memory; trying %d slots", num_slots)
@@ -79,5 +85,6 @@ def _open_on_cuda(
     return None, "CUDA is out of memory even for one slot"
 
 
-def _on(kind: str, config: EngineConfig) -> EngineConfig:
-    return replace(config, device=kind, dtype=DTYPES[kind])
+def _on(kind: str, config: EngineConfig, precision: Precision) -> EngineConfig:
+    dtype = USUAL[kind] if precision == "auto" else DTYPES[precision]
+    return replace(config, device=kind, dtype=dtype)

@@ -112,7 +112,7 @@ class DirectCSM:
         if self._open is None or device != self.device:
             self.close()
             self.device = device
-            self._keep(open_engine(self._build, self._config(), device))
+            self._keep(open_engine(self._build, self._config(), device, self.settings.precision))
         assert self._open is not None
         return self._open.engine
 
@@ -122,7 +122,11 @@ class DirectCSM:
         self.close()
         if device == "cpu":
             raise error
-        return self._keep(fall_back(self._build, self._config(), f"CUDA failed ({error})"))
+        return self._keep(
+            fall_back(
+                self._build, self._config(), f"CUDA failed ({error})", self.settings.precision
+            )
+        )
 
     def _keep(self, opened: OpenEngine) -> Engine:
         self._open, self.fallback = opened, opened.fallback

@@ -230,7 +230,7 @@ def test_say_without_a_worker_says_so_once(echoforge, api):
 
 
 def test_watch_without_a_worker_says_so_too(echoforge, api):
-    api.workers = []
+    api.workers, api.script = [], ["queued", "queued", "completed"]
     id = echoforge("submit", "Hello.").stdout.strip()
     assert "no worker is ready; jobs wait until one is" in echoforge("watch", id).stderr
 

@@ -11,6 +11,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -24,15 +25,15 @@ ROOT = Path(__file__).parents[2]
 API = """
 import os, signal, sys, time
 import redis
-from tests.client.fake_api import FakeApi, served
+from tests.client.fake_api import FakeApi, answer, served
 signal.signal(signal.SIGTERM, lambda *_: sys.exit(print("api bye")))
 url = os.environ["ECHOFORGE_REDIS_URL"].replace("redis+socket://", "unix://")
 redis.Redis.from_url(url).ping()
 class Api(FakeApi):
     def _status(self, asked, parts):  # every worker that ever said it is there
         found = [int(pid) for pid in redis.Redis.from_url(url).lrange("pids", 0, -1)]
-        self.workers = [{**self.workers[0], "pid": pid} for pid in found]
-        return super()._status(asked, parts)
+        workers = [{**self.workers[0], "pid": pid} for pid in found]
+        return answer(200, {"workers": workers})
 with served(Api(), int(os.environ["ECHOFORGE_PORT"])):
     time.sleep(600)
 """
@@ -79,8 +80,10 @@ class Running:
             self.lines.append(line.rstrip())
 
     def line(self, words: str) -> str:
-        until(lambda: self._find(words) is not None or not self._reader.is_alive())
-        found = self._find(words)
+        deadline = time.monotonic() + 20
+        while (found := self._find(words)) is None and self._reader.is_alive():
+            assert time.monotonic() < deadline, "\n".join(self.lines)
+            time.sleep(0.02)
         assert found is not None, "\n".join(self.lines)
         return found
 

@@ -357,3 +357,13 @@ def test_a_context_that_begins_alike_but_goes_on_differently_is_another_prefix(
         said = Utterance("so", 1, Sampling(seed=2), context, max_frames=4)
         assert np.array_equal(speak(engine, said).codes, speak(plain, said).codes)
     assert engine.runner.prefixes.num_hits == 1
+
+
+def test_bf16_speaks_on_the_cpu_too_and_the_same_alone_or_among_others(tiny: Checkpoint) -> None:
+    config = EngineConfig(num_slots=3, max_positions=512, dtype=torch.bfloat16)
+    engine = Engine(tiny, config).start()
+    said = [an_utterance(i, num_frames=20) for i in (1, 2, 3)]
+    alone = [speak(engine, utterance).codes for utterance in said]
+    together = [h.result(WAIT_S).codes for h in [engine.submit(u) for u in said]]
+    engine.stop()
+    assert all(np.array_equal(a, b) for a, b in zip(alone, together, strict=True))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from worker.device import open_engine
+from worker.device import Precision, open_engine
 from worker.engine.engine import Engine, EngineConfig
 
 
@@ -31,18 +31,18 @@ CONFIG = EngineConfig(num_slots=8)
 
 def test_auto_takes_cuda_in_bf16_where_it_is() -> None:
     card = FakeCard()
-    opened = open_engine(card.build, CONFIG, "auto", lambda: True)
+    opened = open_engine(card.build, CONFIG, "auto", is_cuda_there=lambda: True)
     assert (opened.device, opened.fallback) == ("cuda:0", None)
     assert card.built[0].dtype is torch.bfloat16
 
 
 def test_auto_takes_the_cpu_without_a_word_where_there_is_no_cuda() -> None:
-    opened = open_engine(FakeCard().build, CONFIG, "auto", lambda: False)
+    opened = open_engine(FakeCard().build, CONFIG, "auto", is_cuda_there=lambda: False)
     assert (opened.device, opened.fallback) == ("cpu", None)
 
 
 def test_cuda_that_was_asked_for_and_is_missing_is_told() -> None:
-    opened = open_engine(FakeCard().build, CONFIG, "cuda", lambda: False)
+    opened = open_engine(FakeCard().build, CONFIG, "cuda", is_cuda_there=lambda: False)
     assert opened.device == "cpu"
     assert opened.fallback is not None
     assert "not available" in opened.fallback
@@ -50,14 +50,14 @@ def test_cuda_that_was_asked_for_and_is_missing_is_told() -> None:
 
 def test_too_little_memory_means_fewer_slots_and_is_told() -> None:
     card = FakeCard(fits_slots=3)
-    opened = open_engine(card.build, CONFIG, "cuda", lambda: True)
+    opened = open_engine(card.build, CONFIG, "cuda", is_cuda_there=lambda: True)
     assert opened.device == "cuda:0"
     assert card.built[0].num_slots == 2
     assert opened.fallback == "2 of 8 slots fit into the device's memory"
 
 
 def test_no_memory_even_for_one_slot_means_the_cpu() -> None:
-    opened = open_engine(FakeCard(fits_slots=0).build, CONFIG, "auto", lambda: True)
+    opened = open_engine(FakeCard(fits_slots=0).build, CONFIG, "auto", is_cuda_there=lambda: True)
     assert opened.device == "cpu"
     assert opened.fallback is not None
     assert "one slot" in opened.fallback
@@ -65,7 +65,7 @@ def test_no_memory_even_for_one_slot_means_the_cpu() -> None:
 
 def test_a_card_that_fails_at_load_means_the_cpu_with_its_reason() -> None:
     card = FakeCard(fault=RuntimeError("no kernel image is available\nmore"))
-    opened = open_engine(card.build, CONFIG, "auto", lambda: True)
+    opened = open_engine(card.build, CONFIG, "auto", is_cuda_there=lambda: True)
     assert opened.device == "cpu"
     assert opened.fallback == (
         "CUDA failed (no kernel image is available); speaking on the CPU instead"
@@ -75,4 +75,16 @@ def test_a_card_that_fails_at_load_means_the_cpu_with_its_reason() -> None:
 @pytest.mark.parametrize("error", [ValueError("our bug")])
 def test_a_bug_is_not_taken_for_a_card(error: Exception) -> None:
     with pytest.raises(ValueError, match="our bug"):
-        open_engine(FakeCard(fault=error).build, CONFIG, "cuda", lambda: True)
+        open_engine(FakeCard(fault=error).build, CONFIG, "cuda", is_cuda_there=lambda: True)
+
+
+@pytest.mark.parametrize(
+    ("precision", "dtype"),
+    [("auto", torch.float32), ("fp32", torch.float32), ("bf16", torch.bfloat16)],
+)
+def test_the_cpu_speaks_in_the_precision_that_was_asked_for(
+    precision: Precision, dtype: torch.dtype
+) -> None:
+    card = FakeCard()
+    open_engine(card.build, CONFIG, "cpu", precision)
+    assert card.built[0].dtype is dtype

@@ -87,5 +87,6 @@ def test_a_setting_that_is_no_setting_ends_the_worker_with_one_clear_line() -> N
         env={"ECHOFORGE_SLOTS": "many", "PATH": ""},
     )
     assert done.returncode == 78
-    assert "slots" in done.stderr
+    assert done.stderr.startswith("error: ECHOFORGE_SLOTS: ")
+    assert len(done.stderr.splitlines()) == 1
     assert "Traceback" not in done.stderr
