@@ -79,8 +79,13 @@ def _json_object(response: httpx2.Response) -> dict[str, Any]:
 
 def _message(problem: dict[str, Any]) -> str:
     fields = [e for e in problem.get("errors") or [] if isinstance(e, dict)]
-    told = "; ".join(f"{e.get('pointer', '')}: {e.get('detail', '')}" for e in fields)
+    told = "; ".join(f"{_place(e)}: {e.get('detail', '')}" for e in fields)
     return told or str(problem.get("detail") or problem.get("title") or "")
+
+
+def _place(error: dict[str, Any]) -> str:
+    """In the body, in the query, or in a header: the API names one of the three."""
+    return str(error.get("pointer") or error.get("parameter") or error.get("header") or "")
 
 
 def _retry_after_s(response: httpx2.Response) -> float | None:

@@ -27,7 +27,7 @@ UNABLE_CLASSES = (redis.OutOfMemoryError, redis.ReadOnlyError)  # these lost the
 
 
 def open_redis(url: str) -> redis.Redis:
-    """Connects at the first command; a Redis that is away is noticed within about two seconds."""
+    """Connects at the first command; a Redis that says nothing is given up after four seconds."""
     return redis.Redis.from_url(
         client_url(url),
         decode_responses=True,

@@ -13,7 +13,7 @@ import pytest
 
 from client.restart import RestartPolicy
 from client.supervisor import Part, Supervisor
-from tests.client.waiting import until
+from tests.client.waiting import is_gone, until
 
 ROOT = Path(__file__).parents[2]
 QUICK = RestartPolicy(first_backoff_s=0.01, max_backoff_s=0.01)
@@ -134,7 +134,7 @@ def test_what_a_part_leaves_behind_in_its_group_ends_with_it(supervisor, lines):
     supervisor.start(part("worker1", code))
     until(ticking(supervisor, lambda: supervisor.failure is not None))
     pid = int(next(line for line in lines if line[-1].isdigit()).split("| ")[1])
-    until(lambda: _is_gone(pid))
+    until(lambda: is_gone(pid))
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="PR_SET_PDEATHSIG is Linux's")
@@ -149,11 +149,4 @@ def test_parts_die_with_a_killed_supervisor():
     with subprocess.Popen(argv, cwd=ROOT, stdout=subprocess.PIPE, text=True) as parent:
         pid = int(parent.stdout.readline())
         parent.kill()
-    until(lambda: _is_gone(pid))
-
-
-def _is_gone(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] == "Z"
-    except FileNotFoundError:
-        return True
+    until(lambda: is_gone(pid))

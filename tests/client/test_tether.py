@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from client.tether import tethered
-from tests.client.waiting import until
+from tests.client.waiting import is_gone, until
 
 ROOT = Path(__file__).parents[2]
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="PR_SET_PDEATHSIG is Linux's")
@@ -51,13 +51,6 @@ def child_of_a_killed(*argv: str) -> int:
         pid = int(parent.stdout.readline())
         os.kill(parent.pid, signal.SIGKILL)
     return pid
-
-
-def is_gone(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] == "Z"
-    except (FileNotFoundError, ProcessLookupError):
-        return True
 
 
 def test_a_child_that_ignores_sigterm_dies_with_its_parent_by_sigkill():

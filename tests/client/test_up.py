@@ -19,7 +19,7 @@ import pytest
 
 from client.up import UpError, free_port, own_workers, public_url, ready_line
 from tests.client.fake_api import NOTICE
-from tests.client.waiting import until
+from tests.client.waiting import is_gone, until
 
 ROOT = Path(__file__).parents[2]
 API = """
@@ -195,7 +195,7 @@ def test_kill_9_leaves_nothing_running(up, tmp_path):
         pids = _children(running)
         assert len(pids) == 3
         running.end(signal.SIGKILL)
-        until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in pids))
+        until(lambda: all(map(is_gone, pids)))
 
 
 def test_kill_9_ends_even_a_worker_and_an_api_that_ignore_sigterm(up, tmp_path):
@@ -206,7 +206,7 @@ def test_kill_9_ends_even_a_worker_and_an_api_that_ignore_sigterm(up, tmp_path):
         running.line("worker1 | told")
         pids = _children(running)
         running.end(signal.SIGKILL)
-        until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in pids), timeout_s=5)
+        until(lambda: all(map(is_gone, pids)), timeout_s=5)
 
 
 def test_a_dead_workers_last_heartbeat_is_not_taken_for_ready(up, tmp_path):
