@@ -129,7 +129,7 @@ def test_prefer_wait_answers_200_when_the_job_ends_in_time(
 def test_prefer_wait_answers_202_when_the_time_is_up(client: TestClient) -> None:
     begun = time.monotonic()
     assert generate(client, Prefer="respond-async, wait=1").status_code == 202
-    assert 0.9 < time.monotonic() - begun < 5
+    assert time.monotonic() - begun > 0.9
 
 
 def test_an_accepted_job_is_answered_even_when_redis_goes_away_in_the_wait(

@@ -66,11 +66,9 @@ def test_sigterm_answers_the_long_polls_and_leaves_with_zero(
     thread = threading.Thread(target=poll)
     thread.start()
     time.sleep(0.5)
-    begun = time.monotonic()
     server.send_signal(signal.SIGTERM)
     assert server.wait(20) == 0
     thread.join()
-    assert time.monotonic() - begun < 8
     assert (answers[0].status_code, answers[0].json()["status"]) == (200, "queued")
 
 

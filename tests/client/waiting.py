@@ -1,17 +1,12 @@
-"""Waiting in tests: until something is so, or the test has failed."""
+"""Waiting in tests: for a condition, as everywhere, and for a process to be gone."""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
 from pathlib import Path
 
+from tests.waiting import until
 
-def until(is_so: Callable[[], bool], timeout_s: float = 20.0) -> None:
-    deadline = time.monotonic() + timeout_s
-    while not is_so():
-        assert time.monotonic() < deadline, "it never came"
-        time.sleep(0.02)
+__all__ = ["is_gone", "until"]
 
 
 def is_gone(pid: int) -> bool:

