@@ -13,7 +13,7 @@ help: ## what can be made
 
 $(READY): pyproject.toml constraints.txt
 	@test -d $(VENV) || $(PYTHON) -m venv $(VENV)
-	@echo "Installing into $(VENV); the first time this takes a minute or two."
+	@echo "Installing into $(VENV); PyTorch is large, so the first time takes minutes."
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[all]'
 	@touch $(READY)
 

@@ -13,10 +13,8 @@ import redis
 from celery import Celery
 from kombu.exceptions import OperationalError
 
-from shared.keys import CELERY_PREFIX, queues_for
+from shared.keys import CELERY_PREFIX
 from shared.settings import Settings
-
-__all__ = ["ANSWER", "Doorbell", "make_celery", "queues_for"]
 
 ANSWER = "echoforge.answer"  # the task a worker registers
 

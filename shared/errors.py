@@ -16,11 +16,10 @@ from __future__ import annotations
 
 
 class SpeechError(Exception):
-    """Base of every expected failure. `retryable`: the same request may succeed later."""
+    """Base of every expected failure."""
 
     code = "internal"
     status = 500
-    retryable = False
 
     def __init__(self, message: str) -> None:
         super().__init__(message)
@@ -87,7 +86,6 @@ class AudioExpired(Gone):
 class Unavailable(SpeechError):
     code = "unavailable"
     status = 503
-    retryable = True
 
     def __init__(self, message: str, retry_after_s: int = 5) -> None:
         super().__init__(message)

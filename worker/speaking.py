@@ -106,11 +106,12 @@ class Desk:
             return
         file = self._save(claim, speech)
         output = output_of(claim, speech, file)
-        if self._finish(claim, output=output, speech=speech):
+        is_ours = self._finish(claim, output=output, speech=speech)
+        if is_ours:
             log.info("%s completed: %.2f s of audio", claim.job_id, output.duration_s)
-            return
-        log.warning("%s was given to another; its audio here is deleted", claim.job_id)
-        self.audio.delete(file.name)
+        elif is_ours is False:
+            log.warning("%s was given to another; its audio here is deleted", claim.job_id)
+            self.audio.delete(file.name)
 
     def _save(self, claim: Claim, speech: Speech) -> PublishedFile:
         kind = claim.request.format
@@ -132,8 +133,12 @@ class Desk:
     def _finish(
         self, claim: Claim, *, output: Output | None = None, error: JobFailure | None = None,
         cancelled: bool = False, speech: Speech | None = None,
-    ) -> bool:  # fmt: skip
-        """Tells the store until it hears; the claim's token decides whether it is still ours."""
+    ) -> bool | None:  # fmt: skip
+        """Tells the store until it hears; the claim's token decides whether it is still ours.
+
+        None when it was never heard: the record may name the file or not, so the file stays, and
+        the orphan sweep decides.
+        """
         deadline = time.monotonic() + FINISH_PATIENCE_S
         while True:
             try:
@@ -148,7 +153,7 @@ class Desk:
             except StoreUnavailable as e:
                 if self.leases.is_over or time.monotonic() > deadline:
                     log.error("%s: its end could not be told (%s)", claim.job_id, e)
-                    return True  # unknown, so the file stays; the orphan sweep knows what to do
+                    return None
                 time.sleep(FINISH_PAUSE_S)
 
     def _give_back(self, lease: Lease, error: EngineStopped) -> None:

@@ -70,7 +70,7 @@ end
 
 local function give_back(id)
   drop_claim(id)
-  clear(id, 'started_at', 'progress', 'model', 'device', 'device_fallback')
+  clear(id, 'started_at', 'progress', 'model', 'model_notice', 'device', 'device_fallback')
   enqueue(id)
 end
 

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 import redis
 
-from shared.doorbell import ANSWER, Doorbell, make_celery, queues_for
+from shared.doorbell import ANSWER, Doorbell, make_celery
+from shared.keys import queues_for
 from shared.settings import Settings
 from shared.store import JobStore
 from tests.samples import a_request

@@ -94,10 +94,6 @@ class Engine:
         return self.checkpoint.codec_spec.frame_rate
 
     @property
-    def num_active(self) -> int:
-        return len(self._jobs)
-
-    @property
     def is_over(self) -> bool:
         """Whether it takes no more utterances."""
         return self._is_stopping or self.failure is not None
