@@ -13,13 +13,12 @@ from typing import Literal
 
 import torch
 
+from worker.engine.backends import Precision
 from worker.engine.engine import Engine, EngineConfig
 
 log = logging.getLogger(__name__)
 Wanted = Literal["auto", "cpu", "cuda"]
-Precision = Literal["auto", "fp32", "bf16"]
-USUAL = {"cpu": torch.float32, "cuda": torch.bfloat16}
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+USUAL: dict[str, Precision] = {"cpu": "fp32", "cuda": "bf16"}
 
 
 @dataclass(frozen=True)
@@ -35,7 +34,7 @@ def open_engine(
     build: Callable[[EngineConfig], Engine],
     config: EngineConfig,
     wanted: Wanted,
-    precision: Precision = "auto",
+    precision: Precision | Literal["auto"] = "auto",
     is_cuda_there: Callable[[], bool] = torch.cuda.is_available,
 ) -> OpenEngine:
     """Builds (not starts) an engine. Out of memory on CUDA means fewer slots, then the CPU."""
@@ -53,7 +52,7 @@ def fall_back(
     build: Callable[[EngineConfig], Engine],
     config: EngineConfig,
     reason: str,
-    precision: Precision = "auto",
+    precision: Precision | Literal["auto"] = "auto",
 ) -> OpenEngine:
     """An engine on the CPU instead of CUDA; told of at WARNING and in the result."""
     fallback = f"{reason}; speaking on the CPU instead"
@@ -67,7 +66,7 @@ def is_device_fault(error: BaseException) -> bool:
 
 
 def _open_on_cuda(
-    build: Callable[[EngineConfig], Engine], config: EngineConfig, precision: Precision
+    build: Callable[[EngineConfig], Engine], config: EngineConfig, precision: Precision | Literal["auto"]
 ) -> tuple[OpenEngine | None, str]:
     num_slots = config.num_slots
     while num_slots:
@@ -85,6 +84,6 @@ def _open_on_cuda(
     return None, "CUDA is out of memory even for one slot"
 
 
-def _on(kind: str, config: EngineConfig, precision: Precision) -> EngineConfig:
-    dtype = USUAL[kind] if precision == "auto" else DTYPES[precision]
-    return replace(config, device=kind, dtype=dtype)
+def _on(kind: str, config: EngineConfig, precision: Precision | Literal["auto"]) -> EngineConfig:
+    chosen = USUAL[kind] if precision == "auto" else precision
+    return replace(config, device=kind, precision=chosen)

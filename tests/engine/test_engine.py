@@ -360,7 +360,7 @@ def test_a_context_that_begins_alike_but_goes_on_differently_is_another_prefix(
 
 
 def test_bf16_speaks_on_the_cpu_too_and_the_same_alone_or_among_others(tiny: Checkpoint) -> None:
-    config = EngineConfig(num_slots=3, max_positions=512, dtype=torch.bfloat16)
+    config = EngineConfig(num_slots=3, max_positions=512, precision="bf16")
     engine = Engine(tiny, config).start()
     said = [an_utterance(i, num_frames=20) for i in (1, 2, 3)]
     alone = [speak(engine, utterance).codes for utterance in said]

@@ -11,10 +11,10 @@ from transformers import CsmForConditionalGeneration
 
 from tests.checkpoints import LLAMA3, random_model, tiny_config, write_original, write_transformers
 from worker.engine.checkpoint import Checkpoint, load_checkpoint
-from worker.engine.csm import Csm
 from worker.engine.engine import Engine, EngineConfig
-from worker.engine.ops.torch_ops import TorchOps
+from worker.engine.csm import Csm
 from worker.engine.sampling import Sampling
+from worker.engine.torch_runner import torch_model
 from worker.engine.utterance import Segment, Utterance
 
 RESERVED = [2048, 2049, 2050]  # codes that the codec does not have; the engine never says them
@@ -31,11 +31,12 @@ def pair(
     return model, load_checkpoint(path)
 
 
-def backbone_hidden(csm: Csm, rows: torch.Tensor) -> torch.Tensor:
+def backbone_hidden(csm: Csm[torch.Tensor], rows: torch.Tensor) -> torch.Tensor:
     """All rows at once, without a cache: (1, T, W)."""
     num_rows = rows.shape[1]
     mask = torch.ones(num_rows, num_rows, dtype=torch.bool).tril()
-    return csm.backbone(rows, torch.arange(num_rows)[None], lambda _, k, v: (k, v), mask)
+    positions = torch.arange(num_rows)[None]
+    return csm.read(rows, positions, lambda _, q, k, v: csm.ops.attend(q, k, v, mask))
 
 
 @torch.no_grad()
@@ -44,8 +45,9 @@ def test_backbone_logits_are_transformers(
 ) -> None:
     model, checkpoint = pair
     ids = torch.randint(0, 256, (1, 100))
-    csm = Csm(checkpoint.spec, checkpoint.weights, TorchOps())
-    ours = csm.ops.linear(backbone_hidden(csm, csm.embed_text(ids)), csm.first_head)
+    csm = torch_model(checkpoint.spec, checkpoint.weights)
+    hidden = backbone_hidden(csm, csm.w["text_embedding"][ids])
+    ours = csm.ops.linear(hidden, csm.w["first_head"])
     theirs = model(input_ids=ids).logits
     assert (ours - theirs).abs().max() < 1e-4
     assert theirs.std() > 0.1
@@ -56,7 +58,7 @@ def test_logits_of_every_depth_step_are_transformers(
     pair: tuple[CsmForConditionalGeneration, Checkpoint],
 ) -> None:
     model, checkpoint = pair
-    csm = Csm(checkpoint.spec, checkpoint.weights, TorchOps())
+    csm = torch_model(checkpoint.spec, checkpoint.weights)
     hidden = torch.randn(3, checkpoint.spec.backbone.width)
     codes = torch.randint(0, 2048, (3, 32))
     seen: list[torch.Tensor] = []

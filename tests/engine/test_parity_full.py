@@ -47,7 +47,7 @@ def test_greedy_codes_of_the_full_shape_are_transformers(tmp_path: Path) -> None
     theirs = greedy_of_transformers(model, ids, NUM_FRAMES)
     del model
     gc.collect()
-    engine = Engine(checkpoint, EngineConfig(num_slots=1, max_positions=256, dtype=torch.float32))
+    engine = Engine(checkpoint, EngineConfig(num_slots=1, max_positions=256))
     engine.start()
     said = Utterance(TEXT, 1, Sampling(temperature=0), max_frames=NUM_FRAMES)
     ours = engine.submit(said).result(900).codes

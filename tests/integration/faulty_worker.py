@@ -16,7 +16,7 @@ import torch
 from shared.audio_store import AudioStore
 from shared.store import JobStore
 from worker.__main__ import main
-from worker.engine.runner import Runner
+from worker.engine.torch_runner import TorchRunner
 from worker.engine.utterance import Handle
 
 Method = Callable[..., Any]

@@ -18,7 +18,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from worker.engine.csm import BACKBONE, DEPTH, csm_shapes
+from worker.engine.weights import BACKBONE, DEPTH, csm_shapes
 from worker.engine.errors import CheckpointInvalid, ModelNotFound
 from worker.engine.layouts import from_original, is_original
 from worker.engine.mimi_spec import MimiSpec, mimi_shapes

@@ -1,212 +1,108 @@
-"""The CSM: backbone, depth decoder, embeddings and heads, written once against `Ops`.
+"""The CSM: backbone, depth decoder and heads, written once against `Ops`.
 
-Knows tensors and the model's own shapes; knows nothing of slots, text, sampling or the codec.
-Names of weights are transformers' (`CsmForConditionalGeneration`); math as in its `models/csm`
-and SesameAILabs/csm `models.py`, which agree.
+Knows the model's own structure; knows nothing of slots, text, sampling, the codec, or how a weight
+is stored. Math as in transformers' `models/csm` and SesameAILabs/csm `models.py`, which agree.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, Generic
 
-import torch
-from torch import Tensor
-
-from worker.engine.ops import Ops
+from worker.engine.ops import Ops, T
 from worker.engine.spec import CsmSpec, TransformerSpec
 
-Weights = Mapping[str, Tensor]
-# Takes the layer's index and its new keys and values (B, KH, T, D); returns all that may be seen.
-Remember = Callable[[int, Tensor, Tensor], tuple[Tensor, Tensor]]
-# Takes logits (B, V) and the codebook's index; returns codes (B,) int64.
-Choose = Callable[[Tensor, int], Tensor]
-
-BACKBONE = "backbone_model."
-DEPTH = "depth_decoder.model."
+# Takes the layer's index and its rotated q (B, H, T, D), k and v (B, KH, T, D); remembers k and v,
+# and returns what the rows see of all that is remembered, (B, H, T, D).
+Attend = Callable[[int, T, T, T], T]
+# Takes logits (B, V) and the codebook's index; returns codes (B,).
+Choose = Callable[[T, int], T]
 
 
-@dataclass(frozen=True)
-class Layer:
-    """One block's weights; q, k, v and gate, up are fused so that each input is read once."""
+class Transformer(Generic[T]):
+    """One stack, `name`: its weights are asked for when it runs. The caller keeps keys and values."""
 
-    attention_norm: Tensor  # (W,)
-    qkv: Tensor  # ((H + 2 KH) D, W)
-    out: Tensor  # (W, H D)
-    mlp_norm: Tensor  # (W,)
-    gate_up: Tensor  # (2 F, W)
-    down: Tensor  # (W, F)
+    def __init__(self, spec: TransformerSpec, name: str, w: Mapping[str, Any], ops: Ops[T]) -> None:
+        self.spec, self.name, self.ops, self._w = spec, name, ops, w
+        self._heads = (spec.num_heads, spec.num_kv_heads, spec.num_kv_heads)
 
-    @classmethod
-    def from_weights(cls, w: Weights, prefix: str) -> Layer:
-        attn, mlp = f"{prefix}self_attn.", f"{prefix}mlp."
-        return cls(
-            w[f"{prefix}input_layernorm.weight"],
-            torch.cat([w[f"{attn}{n}_proj.weight"] for n in "qkv"]),
-            w[f"{attn}o_proj.weight"],
-            w[f"{prefix}post_attention_layernorm.weight"],
-            torch.cat([w[f"{mlp}gate_proj.weight"], w[f"{mlp}up_proj.weight"]]),
-            w[f"{mlp}down_proj.weight"],
-        )
+    def __call__(self, x: T, cos: T, sin: T, attend: Attend[T]) -> T:
+        """x (B, T, W), rotated by cos and sin (B or 1, T, D) -> hidden states (B, T, W), normed."""
+        for index in range(self.spec.num_layers):
+            x = self.ops.add(x, self._mix(index, x, cos, sin, attend))
+            x = self.ops.add(x, self._feed_forward(index, x))
+        return self.ops.rms_norm(x, self._w[f"{self.name}.norm"], self.spec.eps)
 
+    def _mix(self, index: int, x: T, cos: T, sin: T, attend: Attend[T]) -> T:
+        ops = self.ops
+        qkv = ops.linear(self._normed(index, "attention_norm", x), self._of(index, "qkv"))
+        q, k, v = ops.split_heads(qkv, self._heads, self.spec.head_dim)
+        seen = attend(index, ops.rotate(q, cos, sin), ops.rotate(k, cos, sin), v)
+        return ops.linear(ops.merge_heads(seen), self._of(index, "out"))
 
-class Transformer:
-    """One stack. The caller keeps the keys and values, and says who sees what."""
+    def _feed_forward(self, index: int, x: T) -> T:
+        gate_up = self.ops.linear(self._normed(index, "mlp_norm", x), self._of(index, "gate_up"))
+        return self.ops.linear(self.ops.swiglu(gate_up), self._of(index, "down"))
 
-    def __init__(self, spec: TransformerSpec, weights: Weights, prefix: str, ops: Ops) -> None:
-        self.spec, self.ops = spec, ops
-        self.layers = [
-            Layer.from_weights(weights, f"{prefix}layers.{i}.") for i in range(spec.num_layers)
-        ]
-        self.norm = weights[f"{prefix}norm.weight"]
-        self.cos, self.sin = _rotations(spec, self.norm)
+    def _normed(self, index: int, norm: str, x: T) -> T:
+        return self.ops.rms_norm(x, self._of(index, norm), self.spec.eps)
 
-    def __call__(self, x: Tensor, positions: Tensor, remember: Remember, mask: Any) -> Tensor:
-        """x (B, T, W) at `positions` (B, T) int64 -> hidden states (B, T, W), normed."""
-        cos, sin = self.cos[positions].unsqueeze(1), self.sin[positions].unsqueeze(1)
-        for index, layer in enumerate(self.layers):
-            x = x + self._attend(index, layer, x, cos, sin, remember, mask)
-            x = x + self._feed_forward(layer, x)
-        return self.ops.rms_norm(x, self.norm, self.spec.eps)
-
-    def _attend(
-        self, index: int, layer: Layer, x: Tensor, cos: Tensor, sin: Tensor,
-        remember: Remember, mask: Any,
-    ) -> Tensor:  # fmt: skip
-        spec, ops = self.spec, self.ops
-        batch, rows, _ = x.shape
-        qkv = ops.linear(ops.rms_norm(x, layer.attention_norm, spec.eps), layer.qkv)
-        heads = qkv.view(batch, rows, -1, spec.head_dim).transpose(1, 2)  # (B, H + 2 KH, T, D)
-        q = heads[:, : spec.num_heads]
-        k, v = heads[:, spec.num_heads :].chunk(2, dim=1)
-        k, v = remember(index, ops.rotate(k, cos, sin), v)
-        seen = ops.attend(ops.rotate(q, cos, sin), k, v, mask)
-        return ops.linear(seen.transpose(1, 2).reshape(batch, rows, -1), layer.out)
-
-    def _feed_forward(self, layer: Layer, x: Tensor) -> Tensor:
-        normed = self.ops.rms_norm(x, layer.mlp_norm, self.spec.eps)
-        gate, up = self.ops.linear(normed, layer.gate_up).chunk(2, dim=-1)
-        return self.ops.linear(self.ops.swiglu(gate, up), layer.down)
+    def _of(self, index: int, part: str) -> Any:
+        return self._w[f"{self.name}.{index}.{part}"]
 
 
-class Csm:
-    """The whole model over one checkpoint's tensors, all of one dtype on one device."""
+class Csm(Generic[T]):
+    """The whole model over weights named as in `weights.py`, in whatever form `ops` takes them."""
 
-    def __init__(self, spec: CsmSpec, weights: Weights, ops: Ops) -> None:
-        self.spec, self.ops = spec, ops
-        self.backbone = Transformer(spec.backbone, weights, BACKBONE, ops)
-        self.depth = Transformer(spec.depth, weights, DEPTH, ops)
-        self.text_embedding = weights["embed_text_tokens.weight"]
-        self.audio_embedding = weights[f"{BACKBONE}embed_tokens.embed_audio_tokens.weight"]
-        self.depth_embedding = (
-            self.audio_embedding if spec.tied_embeddings else weights[f"{DEPTH}embed_tokens.weight"]
-        )
-        self.first_head = weights["lm_head.weight"]
-        self.projection = weights[f"{DEPTH}inputs_embeds_projector.weight"]
-        # stored (K - 1, W, V); a linear wants (V, W), contiguous
-        self.heads = weights["depth_decoder.codebooks_head.weight"].transpose(1, 2).contiguous()
-        device = self.first_head.device
-        self.offsets = torch.arange(spec.num_codebooks, device=device) * spec.audio_vocab
+    def __init__(self, spec: CsmSpec, w: Mapping[str, Any], ops: Ops[T]) -> None:
+        self.spec, self.ops, self.w = spec, ops, w
+        self.backbone = Transformer(spec.backbone, "backbone", w, ops)
+        self.depth = Transformer(spec.depth, "depth", w, ops)
 
-    @property
-    def dtype(self) -> torch.dtype:
-        return self.first_head.dtype
+    def read(self, rows: T, positions: T, attend: Attend[T]) -> T:
+        """Backbone rows (B, T, W) at `positions` (B, T) -> hidden states (B, T, W)."""
+        cos = self.ops.embed(positions, self.w["backbone.cos"])
+        sin = self.ops.embed(positions, self.w["backbone.sin"])
+        return self.backbone(rows, cos, sin, attend)
 
-    @property
-    def device(self) -> torch.device:
-        return self.first_head.device
-
-    def embed_text(self, ids: Tensor) -> Tensor:
-        """Text tokens (...) int64 -> backbone rows (..., W)."""
-        return self.ops.embed(ids, self.text_embedding)
-
-    def embed_frames(self, codes: Tensor) -> Tensor:
-        """Audio frames (..., K) int64 -> backbone rows (..., W): the sum over the codebooks."""
-        return self.ops.embed(codes + self.offsets, self.audio_embedding).sum(dim=-2)
-
-    def speak_frame(self, hidden: Tensor, choose: Choose) -> Tensor:
-        """One 80 ms frame: hidden (B, W) of the last backbone row -> codes (B, K) int64.
+    def speak_frame(self, hidden: T, choose: Choose[T]) -> T:
+        """One 80 ms frame: hidden (B, W) of the last backbone row -> codes (B, K).
 
         The depth decoder starts afresh: rows [hidden, emb(c0)] first, then one row a codebook.
         """
-        codes = [choose(self.ops.linear(hidden, self.first_head), 0)]
-        remember = _fresh_memory(self.depth.spec, self.spec.num_codebooks, hidden)
-        rows = torch.stack([hidden, self._embed_code(codes[0], 0)], dim=1)
+        ops, w = self.ops, self.w
+        codes = [choose(ops.linear(hidden, w["first_head"]), 0)]
+        attend = _FreshMemory(ops, self.depth.spec.num_layers)
+        first = ops.as_row(ops.linear(hidden, w["projection"]))
+        rows = ops.join([first, self._code_row(codes[0], 0)], axis=1)
+        start = 0
         for codebook in range(1, self.spec.num_codebooks):
-            last = self._depth_rows(rows, codebook, remember)
-            codes.append(choose(self.ops.linear(last, self.heads[codebook - 1]), codebook))
-            rows = self._embed_code(codes[-1], codebook).unsqueeze(1)
-        return torch.stack(codes, dim=1)
+            cos = ops.rows(w["depth.cos"], start, codebook + 1)
+            sin = ops.rows(w["depth.sin"], start, codebook + 1)
+            last = ops.last_row(self.depth(rows, cos, sin, attend))
+            codes.append(choose(ops.linear(last, w[f"heads.{codebook - 1}"]), codebook))
+            if codebook < self.spec.num_codebooks - 1:
+                rows, start = self._code_row(codes[-1], codebook), codebook + 1
+        return ops.stack(codes)
 
-    def _depth_rows(self, rows: Tensor, codebook: int, remember: Remember) -> Tensor:
-        """Runs rows (B, T, backbone W) ending at position `codebook`; returns the last, (B, W)."""
-        num_rows = rows.shape[1]
-        start = codebook + 1 - num_rows
-        positions = torch.arange(start, codebook + 1, device=rows.device).expand(len(rows), -1)
-        mask = None
-        if num_rows > 1:
-            mask = torch.ones(num_rows, num_rows, dtype=torch.bool, device=rows.device).tril()
-        return self.depth(self.ops.linear(rows, self.projection), positions, remember, mask)[:, -1]
-
-    def _embed_code(self, code: Tensor, codebook: int) -> Tensor:
-        return self.ops.embed(code + codebook * self.spec.audio_vocab, self.depth_embedding)
+    def _code_row(self, code: T, codebook: int) -> T:
+        first_row = codebook * self.spec.audio_vocab
+        return self.ops.as_row(self.ops.embed(code, self.w["depth_table"], first_row))
 
 
-def csm_shapes(spec: CsmSpec) -> dict[str, tuple[int, ...]]:
-    """Every tensor that a checkpoint of `spec` holds, by transformers' name, the codec excepted."""
-    width, depth = spec.backbone.width, spec.depth.width
-    table = (spec.num_codebooks * spec.audio_vocab, width)
-    return {
-        "embed_text_tokens.weight": (spec.text_vocab, width),
-        "lm_head.weight": (spec.audio_vocab, width),
-        f"{BACKBONE}embed_tokens.embed_audio_tokens.weight": table,
-        f"{DEPTH}embed_tokens.weight": table,
-        f"{DEPTH}inputs_embeds_projector.weight": (depth, width),
-        "depth_decoder.codebooks_head.weight": (spec.num_codebooks - 1, depth, spec.audio_vocab),
-        **_stack_shapes(spec.backbone, BACKBONE),
-        **_stack_shapes(spec.depth, DEPTH),
-    }
+class _FreshMemory(Generic[T]):
+    """Keys and values of one frame's depth passes: they grow row by row, and go with the frame."""
 
+    def __init__(self, ops: Ops[T], num_layers: int) -> None:
+        self._ops = ops
+        self._seen: list[tuple[T, T] | None] = [None] * num_layers
 
-def _stack_shapes(spec: TransformerSpec, prefix: str) -> dict[str, tuple[int, ...]]:
-    q, kv = spec.num_heads * spec.head_dim, spec.num_kv_heads * spec.head_dim
-    block = {
-        "input_layernorm.weight": (spec.width,),
-        "post_attention_layernorm.weight": (spec.width,),
-        "self_attn.q_proj.weight": (q, spec.width),
-        "self_attn.k_proj.weight": (kv, spec.width),
-        "self_attn.v_proj.weight": (kv, spec.width),
-        "self_attn.o_proj.weight": (spec.width, q),
-        "mlp.gate_proj.weight": (spec.ffn_width, spec.width),
-        "mlp.up_proj.weight": (spec.ffn_width, spec.width),
-        "mlp.down_proj.weight": (spec.width, spec.ffn_width),
-    }
-    shapes: dict[str, tuple[int, ...]] = {f"{prefix}norm.weight": (spec.width,)}
-    for index in range(spec.num_layers):
-        shapes |= {f"{prefix}layers.{index}.{name}": shape for name, shape in block.items()}
-    return shapes
-
-
-def _rotations(spec: TransformerSpec, like: Tensor) -> tuple[Tensor, Tensor]:
-    """cos and sin, (positions, D) each, computed in float32 and kept in the model's dtype."""
-    frequencies = torch.tensor(spec.rope.frequencies(spec.head_dim), dtype=torch.float32)
-    angles = torch.arange(spec.max_positions, dtype=torch.float32)[:, None] * frequencies
-    angles = torch.cat((angles, angles), dim=-1)
-    return angles.cos().to(like), angles.sin().to(like)
-
-
-def _fresh_memory(spec: TransformerSpec, positions: int, like: Tensor) -> Remember:
-    """Keys and values of one frame's depth passes: filled row by row, gone with the frame."""
-    shape = (spec.num_layers, len(like), spec.num_kv_heads, positions, spec.head_dim)
-    keys, values = like.new_empty(shape), like.new_empty(shape)
-    filled = [0] * spec.num_layers
-
-    def remember(layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        start, stop = filled[layer], filled[layer] + k.shape[2]
-        keys[layer, :, :, start:stop] = k
-        values[layer, :, :, start:stop] = v
-        filled[layer] = stop
-        return keys[layer, :, :, :stop], values[layer, :, :, :stop]
-
-    return remember
+    def __call__(self, layer: int, q: T, k: T, v: T) -> T:
+        past, mask = self._seen[layer], None
+        if past is None:
+            mask = self._ops.triangle(2)  # the first pass brings two rows
+        else:
+            k = self._ops.join([past[0], k], axis=2)
+            v = self._ops.join([past[1], v], axis=2)
+        self._seen[layer] = (k, v)
+        return self._ops.attend(q, k, v, mask)

@@ -10,20 +10,18 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
 
 from worker.engine.audio_stream import AudioStream
+from worker.engine.backends import Backend, Precision, open_runner
 from worker.engine.checkpoint import Checkpoint
-from worker.engine.csm import Csm
 from worker.engine.errors import DeadlinePassed, EngineError, EngineStopped, UtteranceCancelled
 from worker.engine.mimi import Mimi
-from worker.engine.ops.torch_ops import TorchOps
 from worker.engine.prompt import Prompt, Rows, build_prompt, frame_budget
-from worker.engine.runner import Runner
 from worker.engine.sampling import Sampling
 from worker.engine.scheduler import Batch, Ending, Scheduler, Turn
 from worker.engine.utterance import Handle, Segment, Utterance
@@ -34,14 +32,19 @@ IDLE_TICK_S = 0.5
 
 @dataclass(frozen=True)
 class EngineConfig:
-    """`prefill_rows` bounds how long one step may hold up speaking slots."""
+    """`prefill_rows` bounds how long one step may hold up speaking slots.
+
+    `pack_dir` is where quantised weights are kept between starts; without it they are packed anew.
+    """
 
     num_slots: int = 4
     max_positions: int = 2048
     prefill_rows: int = 64
     max_audio_s: float = 90.0
     device: str = "cpu"
-    dtype: torch.dtype = torch.float32
+    backend: Backend = "torch"
+    precision: Precision = "fp32"
+    pack_dir: Path | None = None
     prefix_cache_bytes: int = 256 * 1024 * 1024
 
     def __post_init__(self) -> None:
@@ -63,16 +66,16 @@ class Engine:
 
     def __init__(self, checkpoint: Checkpoint, config: EngineConfig) -> None:
         self.checkpoint, self.config = checkpoint, config
-        device = torch.device(config.device)
-        model = Csm(checkpoint.spec, _Cast(checkpoint.weights, device, config.dtype), TorchOps())
-        codec_weights = _Cast(checkpoint.codec_weights, device, torch.float32)
-        self.codec = Mimi(checkpoint.codec_spec, codec_weights)
-        self.runner = Runner(
-            model,
+        self.codec = _codec(checkpoint, config.device)
+        self.runner = open_runner(
+            checkpoint,
+            config.backend,
+            config.precision,
+            device=config.device,
             num_slots=config.num_slots,
             max_positions=config.max_positions,
-            num_codes=checkpoint.codec_spec.codebook_size,
             prefix_cache_bytes=config.prefix_cache_bytes,
+            pack_dir=config.pack_dir,
         )
         self.runner.warm_up()
         self.scheduler = Scheduler(config.num_slots, config.prefill_rows, time.monotonic)
@@ -246,22 +249,9 @@ class Engine:
         )
 
 
-class _Cast(Mapping[str, torch.Tensor]):
-    """Weights moved one at a time as they are asked for, so that two whole copies never coexist."""
-
-    def __init__(
-        self, weights: Mapping[str, torch.Tensor], device: torch.device, dtype: torch.dtype
-    ) -> None:
-        self._weights, self._device, self._dtype = weights, device, dtype
-
-    def __getitem__(self, name: str) -> torch.Tensor:
-        return self._weights[name].to(self._device, self._dtype)
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._weights)
-
-    def __len__(self) -> int:
-        return len(self._weights)
+def _codec(checkpoint: Checkpoint, device: str) -> Mimi:
+    weights = {n: t.to(device, torch.float32) for n, t in checkpoint.codec_weights.items()}
+    return Mimi(checkpoint.codec_spec, weights)
 
 
 def _deadline(timeout_s: float | None) -> float | None:

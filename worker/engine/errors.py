@@ -3,6 +3,7 @@
 EngineError
 ├── ModelNotFound        nothing that is a CSM where it was looked for
 ├── CheckpointInvalid    found, but damaged, incomplete or of another shape
+├── PackInvalid          the cached quantised weights are not what their name says
 ├── PromptTooLong        text and context leave no room for speech
 ├── DeadlinePassed       the utterance did not end in time
 ├── UtteranceCancelled
@@ -22,6 +23,10 @@ class ModelNotFound(EngineError):
 
 class CheckpointInvalid(EngineError):
     code = "checkpoint_invalid"
+
+
+class PackInvalid(EngineError):
+    code = "pack_invalid"
 
 
 class PromptTooLong(EngineError):

@@ -6,12 +6,16 @@ Knows shapes and bytes; knows nothing of what the rows mean.
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Callable
+from typing import Generic, Protocol, TypeVar
 
 import torch
 from torch import Tensor
 
-from worker.engine.csm import Remember
 from worker.engine.spec import TransformerSpec
+
+# Takes the layer's index and its new keys and values (B, KH, T, D); returns all that may be seen.
+Remember = Callable[[int, Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
 class KvCache:
@@ -67,15 +71,29 @@ class KvCache:
         self.values[:, slot, :, :rows] = prefix[1]
 
 
-class PrefixCache:
-    """Prefilled context, kept for the next utterance that starts with it; the oldest goes first."""
+class Kept(Protocol):
+    """What a runner keeps of a prefix."""
 
-    def __init__(self, max_bytes: int) -> None:
+    @property
+    def nbytes(self) -> int: ...
+
+
+P = TypeVar("P", bound=Kept)
+
+
+class PrefixCache(Generic[P]):
+    """Prefilled context, kept for the next utterance that starts with it; the oldest goes first.
+
+    `on_drop` is told what goes.
+    """
+
+    def __init__(self, max_bytes: int, on_drop: Callable[[P], None] = lambda _: None) -> None:
         self.max_bytes, self.num_bytes = max_bytes, 0
         self.num_hits, self.num_misses = 0, 0
-        self._entries: OrderedDict[str, Tensor] = OrderedDict()
+        self._on_drop = on_drop
+        self._entries: OrderedDict[str, P] = OrderedDict()
 
-    def get(self, key: str) -> Tensor | None:
+    def get(self, key: str) -> P | None:
         entry = self._entries.get(key)
         if entry is None:
             self.num_misses += 1
@@ -84,11 +102,13 @@ class PrefixCache:
         self._entries.move_to_end(key)
         return entry
 
-    def put(self, key: str, prefix: Tensor) -> None:
+    def put(self, key: str, prefix: P) -> None:
         if prefix.nbytes > self.max_bytes or key in self._entries:
+            self._on_drop(prefix)
             return
         self._entries[key] = prefix
         self.num_bytes += prefix.nbytes
         while self.num_bytes > self.max_bytes:
             _, oldest = self._entries.popitem(last=False)
             self.num_bytes -= oldest.nbytes
+            self._on_drop(oldest)

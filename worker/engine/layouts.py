@@ -11,7 +11,7 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from worker.engine.csm import BACKBONE, DEPTH
+from worker.engine.weights import BACKBONE, DEPTH
 from worker.engine.spec import CsmSpec, TransformerSpec
 
 _STACKS = {"backbone.": BACKBONE, "decoder.": DEPTH}

@@ -1,152 +1,56 @@
-"""Runs a batch on the device: owns every tensor of the language model, one place per slot.
+"""What the engine asks of a runner: one language model on one device, a batch of slots.
 
-Knows the model, keys and values, noise; knows nothing of queues, handles, text or audio.
+One contract, two runners: `torch_runner` (CUDA, and the reference) and `openvino_runner` (CPU).
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
-import torch
-from torch import Tensor
 
-from worker.engine.csm import Csm
-from worker.engine.kv import KvCache, PrefixCache
-from worker.engine.prompt import NO_TEXT, Prompt
-from worker.engine.sampling import NoiseSource, Sampling, choose
-from worker.engine.scheduler import Batch, Prefill, Turn
+from worker.engine.prompt import Prompt
+from worker.engine.sampling import NoiseSource, Sampling
+from worker.engine.scheduler import Batch, Turn
+from worker.engine.spec import CsmSpec
 
-SPAN_STEP = 64  # keys are read up to a multiple of this, so that few shapes occur
+Codes = npt.NDArray[np.int64]  # (K,), one frame
 
 
-@dataclass(eq=False)
-class _Speaker:
+class Speaker:
     """What one slot's utterance needs beside its keys and values."""
 
-    prompt: Prompt
-    sampling: Sampling
-    noise: NoiseSource
+    def __init__(self, spec: CsmSpec, prompt: Prompt, sampling: Sampling) -> None:
+        self.prompt, self.sampling = prompt, sampling
+        self.noise = NoiseSource(sampling.seed, spec.num_codebooks, spec.audio_vocab)
 
 
-class Runner:
-    """The torch runner, for CPU and CUDA. `num_codes` is the codec's codebook size.
+class PrefixCounts(Protocol):
+    """How a runner's prefix cache has fared since it was made."""
 
-    What an utterance says depends on the number of slots by a rounding error, and on nothing else
-    that is in them.
-    """
+    num_hits: int
+    num_misses: int
+    num_bytes: int
 
-    def __init__(
-        self, model: Csm, *, num_slots: int, max_positions: int, num_codes: int,
-        prefix_cache_bytes: int = 0,
-    ) -> None:  # fmt: skip
-        self.model, self.num_slots, self.num_codes = model, num_slots, num_codes
-        backbone = model.spec.backbone
-        self.max_positions = min(max_positions, backbone.max_positions)
-        self.kv = KvCache(backbone, num_slots, self.max_positions, model.dtype, model.device)
-        self.prefixes = PrefixCache(prefix_cache_bytes)
-        self._hidden = torch.zeros(
-            num_slots, backbone.width, dtype=model.dtype, device=model.device
-        )
-        self._silence = torch.ones(model.spec.num_codebooks, model.spec.audio_vocab)
-        self._speakers: dict[Turn, _Speaker] = {}
+
+class Runner(Protocol):
+    """Owns the model's arrays. What a turn says depends on its prompt and sampling alone."""
+
+    num_slots: int
+    max_positions: int
+
+    @property
+    def prefixes(self) -> PrefixCounts: ...
 
     def start(self, turn: Turn, prompt: Prompt, sampling: Sampling) -> None:
-        """Gives an admitted turn its slot; a known prefix is copied in, not computed again."""
-        spec = self.model.spec
-        noise = NoiseSource(sampling.seed, spec.num_codebooks, spec.audio_vocab)
-        self._speakers[turn] = _Speaker(prompt, sampling, noise)
-        assert turn.slot is not None
-        self.kv.clear(turn.slot)
-        if not turn.prefix_rows:
-            return
-        prefix = self.prefixes.get(prompt.prefix_key)
-        if prefix is not None:
-            self.kv.copy_in(turn.slot, prefix)
-            turn.rows_done = turn.prefix_rows
+        """Gives an admitted turn its slot; a known prefix is taken, and `rows_done` says so."""
 
     def stop(self, turn: Turn) -> None:
-        self._speakers.pop(turn, None)
+        """The turn is over, or will never start."""
 
     def warm_up(self) -> None:
         """One frame with nobody speaking: a device that cannot do it fails here, at load."""
-        self._frame([])
 
-    @torch.inference_mode()
-    def run(self, batch: Batch) -> dict[Turn, npt.NDArray[np.int64]]:
-        """Does the batch's prefills, then one frame for all who speak: their codes (K,) each."""
-        for prefill in batch.prefills:
-            self._prefill(prefill)
-        if not batch.speaking:
-            return {}
-        codes = self._frame(batch.speaking).cpu().numpy()
-        return {turn: codes[turn.slot] for turn in batch.speaking}
-
-    def _prefill(self, prefill: Prefill) -> None:
-        turn, start, stop = prefill.turn, prefill.start, prefill.stop
-        assert turn.slot is not None
-        prompt = self._speakers[turn].prompt
-        positions = torch.arange(start, stop, device=self.model.device)
-        seen = torch.arange(stop, device=self.model.device) <= positions[:, None]  # (T, stop)
-        remember = self.kv.remember_rows(turn.slot, start, stop)
-        rows = self._embed(prompt, start, stop)
-        hidden = self.model.backbone(rows, positions.unsqueeze(0), remember, seen)
-        self._hidden[turn.slot] = hidden[0, -1]
-        if stop == turn.prefix_rows:
-            self.prefixes.put(prompt.prefix_key, self.kv.copy_out(turn.slot, stop))
-
-    def _embed(self, prompt: Prompt, start: int, stop: int) -> Tensor:
-        """Rows `start` to `stop` of a prompt as (1, T, W)."""
-        text = torch.from_numpy(prompt.text[start:stop]).to(self.model.device)
-        frames = torch.from_numpy(prompt.frames[start:stop]).to(self.model.device)
-        is_text = (text != NO_TEXT).unsqueeze(-1)
-        rows = torch.where(
-            is_text, self.model.embed_text(text.clamp(min=0)), self.model.embed_frames(frames)
-        )
-        return rows.unsqueeze(0)
-
-    @torch.inference_mode()
-    def _frame(self, turns: list[Turn]) -> Tensor:
-        """Samples one frame for `turns` and reads it into the backbone; codes (slots, K).
-
-        Every slot takes part, whoever speaks: a product of another height rounds otherwise, so
-        only with one shape does an utterance say the same alone as among others. The rows of
-        slots that do not speak are thrown away, and write to a position that nobody reads.
-        """
-        by_slot = {turn.slot: (turn, self._speakers[turn]) for turn in turns}
-        slots = [by_slot.get(slot) for slot in range(self.num_slots)]
-        positions = self._tensor([s[0].position if s else self.max_positions for s in slots])
-        top_k = self._tensor([s[1].sampling.top_k if s else 1 for s in slots])
-        heat = [s[1].sampling.temperature if s else 0.0 for s in slots]
-        temperature = self._tensor(heat, torch.float32)
-        noise = torch.stack([s[1].noise.next_frame() if s else self._silence for s in slots])
-        noise = noise.to(self.model.device)
-        max_top_k = max((s.sampling.top_k for _, s in by_slot.values()), default=1)
-
-        def pick(logits: Tensor, codebook: int) -> Tensor:
-            row_noise = noise[:, codebook]
-            return choose(logits, row_noise, temperature, top_k, max_top_k, self.num_codes)
-
-        codes = self.model.speak_frame(self._hidden, pick)
-        self._advance(positions, codes, self._span(turns))
-        return codes
-
-    def _advance(self, positions: Tensor, codes: Tensor, span: int) -> None:
-        seen = torch.arange(span, device=self.model.device) <= positions[:, None]
-        remember = self.kv.remember_frame(positions, span)
-        rows = self.model.embed_frames(codes).unsqueeze(1)
-        hidden = self.model.backbone(
-            rows, positions.clamp(max=self.max_positions - 1).unsqueeze(1), remember,
-            seen[:, None, None, :],
-        )  # fmt: skip
-        is_speaking = (positions < self.max_positions).unsqueeze(1)
-        self._hidden = torch.where(is_speaking, hidden[:, -1], self._hidden)
-
-    def _span(self, turns: list[Turn]) -> int:
-        longest = max((turn.position for turn in turns), default=0) + 1
-        return min(-(-longest // SPAN_STEP) * SPAN_STEP, self.max_positions)
-
-    def _tensor(self, values: Sequence[float], dtype: torch.dtype = torch.int64) -> Tensor:
-        return torch.tensor(values, dtype=dtype, device=self.model.device)
+    def run(self, batch: Batch) -> dict[Turn, Codes]:
+        """Does the batch's prefills, and one frame for all who speak: their codes (K,) each."""

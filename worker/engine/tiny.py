@@ -20,7 +20,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from torch import Tensor
 
 from worker.engine.checkpoint import CODEC
-from worker.engine.csm import BACKBONE, csm_shapes
+from worker.engine.weights import BACKBONE, csm_shapes
 from worker.engine.mimi_spec import MimiSpec, mimi_shapes
 from worker.engine.spec import CsmSpec
 from worker.engine.tokenizer import BEGIN, END
