@@ -66,7 +66,9 @@ def is_device_fault(error: BaseException) -> bool:
 
 
 def _open_on_cuda(
-    build: Callable[[EngineConfig], Engine], config: EngineConfig, precision: Precision | Literal["auto"]
+    build: Callable[[EngineConfig], Engine],
+    config: EngineConfig,
+    precision: Precision | Literal["auto"],
 ) -> tuple[OpenEngine | None, str]:
     num_slots = config.num_slots
     while num_slots:

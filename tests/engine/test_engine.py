@@ -20,96 +20,14 @@ from worker.engine.errors import (
 )
 from worker.engine.kv import PrefixCache
 from worker.engine.sampling import Sampling
-from worker.engine.scheduler import Scheduler, Turn
 from worker.engine.utterance import Segment, Speech, Utterance
 
 StartEngine = Callable[..., Engine]
 WAIT_S = 120.0
 
 
-def an_utterance(index: int, num_frames: int = 12) -> Utterance:
-    """Eight that differ in text, length, seed, temperature, top-k and context."""
-    rng = np.random.default_rng(index)
-    context = ()
-    if index % 3 == 2:
-        context = (Segment(1, "before", codes=rng.integers(0, 256, (5 + index, 16))),)
-    return Utterance(
-        text="word " * (1 + 7 * index),
-        speaker_id=index,
-        sampling=Sampling(
-            [0.0, 0.7, 0.9, 1.3][index % 4], top_k=[5, 50, 300][index % 3], seed=index
-        ),
-        context=context,
-        max_frames=num_frames + 3 * index,
-    )
-
-
 def speak(engine: Engine, utterance: Utterance) -> Speech:
     return engine.submit(utterance).result(WAIT_S)
-
-
-def test_eight_utterances_together_say_exactly_what_each_says_alone(
-    start_engine: StartEngine,
-) -> None:
-    alone = start_engine(num_slots=5, prefill_rows=32)
-    expected = [speak(alone, an_utterance(i, num_frames=40)) for i in range(8)]
-    together = start_engine(num_slots=5, prefill_rows=32)
-    handles = []
-    for index in range(8):
-        handles.append(together.submit(an_utterance(index, num_frames=40)))
-        while handles[0].frames_done < 4 * index and not handles[0].is_done:
-            time.sleep(0.005)  # arrive at different frames
-    for handle, speech in zip(handles, expected, strict=True):
-        heard = handle.result(WAIT_S)
-        assert np.array_equal(heard.codes, speech.codes)
-        assert np.abs(heard.audio - speech.audio).max() < 1e-5
-
-
-def run_turns(engine: Engine, *turns: tuple[Turn, Utterance]) -> dict[Turn, list[torch.Tensor]]:
-    """Drives the runner by hand; the hidden state of each turn after each of its frames."""
-    scheduler = Scheduler(engine.config.num_slots, 16, time.monotonic)
-    states: dict[Turn, list[torch.Tensor]] = {turn: [] for turn, _ in turns}
-    for turn, _ in turns:
-        scheduler.add(turn)
-    said = dict(turns)
-    while not scheduler.is_idle:
-        batch = scheduler.schedule()
-        for turn in batch.admitted:
-            engine.runner.start(turn, engine._prompt(said[turn]), said[turn].sampling)
-        codes = engine.runner.run(batch)
-        for turn in codes:
-            states[turn].append(engine.runner._hidden[turn.slot].clone())
-        scheduler.commit(batch, dict.fromkeys(codes, False))
-    return states
-
-
-def a_turn(engine: Engine, utterance: Utterance) -> Turn:
-    prompt = engine._prompt(utterance)
-    assert utterance.max_frames
-    return Turn(len(prompt), utterance.max_frames, prompt.prefix_rows)
-
-
-def test_neighbours_do_not_change_one_bit_of_an_utterances_hidden_state(tiny: Checkpoint) -> None:
-    engine = Engine(tiny, EngineConfig(num_slots=4, max_positions=512))
-    utterances = [an_utterance(i) for i in (4, 1, 2, 3)]
-    together = [(a_turn(engine, u), u) for u in utterances]
-    beside = run_turns(engine, *together)
-    for turn, utterance in together:
-        lone = a_turn(engine, utterance)
-        alone = run_turns(engine, (lone, utterance))[lone]
-        assert all(torch.equal(a, b) for a, b in zip(alone, beside[turn], strict=True))
-
-
-def test_what_a_slots_last_utterance_left_behind_does_no_harm(tiny: Checkpoint) -> None:
-    engine = Engine(tiny, EngineConfig(num_slots=1, max_positions=512))
-    said = an_utterance(1)
-    first = a_turn(engine, said)
-    clean = run_turns(engine, (first, said))[first]
-    engine.runner.kv.keys.fill_(float("nan"))
-    engine.runner.kv.values.fill_(float("inf"))
-    second = a_turn(engine, said)
-    again = run_turns(engine, (second, said))[second]
-    assert all(torch.equal(a, b) for a, b in zip(clean, again, strict=True))
 
 
 def test_the_same_seed_says_the_same_and_another_seed_does_not(start_engine: StartEngine) -> None:
@@ -209,19 +127,6 @@ def test_an_utterance_past_its_deadline_ends(start_engine: StartEngine) -> None:
         handle.result(WAIT_S)
 
 
-def test_a_cached_prefix_changes_nothing_but_the_work(start_engine: StartEngine) -> None:
-    engine, plain = start_engine(prefill_rows=8), start_engine(prefill_rows=8, prefix_cache_bytes=0)
-    codes = np.random.default_rng(1).integers(0, 256, (30, 16))
-    context = (Segment(2, "a reference clip", codes=codes),)
-    said = [Utterance(t, 2, Sampling(seed=5), context, max_frames=8) for t in ("one", "another")]
-    heard = [speak(engine, utterance).codes for utterance in (*said, said[0])]
-    assert engine.runner.prefixes.num_hits == 2
-    assert engine.runner.prefixes.num_misses == 1
-    expected = [speak(plain, utterance).codes for utterance in (*said, said[0])]
-    assert plain.runner.prefixes.num_hits == 0
-    assert all(np.array_equal(a, b) for a, b in zip(heard, expected, strict=True))
-
-
 def test_context_given_as_audio_is_encoded(start_engine: StartEngine) -> None:
     engine = start_engine()
     audio = np.random.default_rng(2).normal(0, 0.2, 24_000).astype(np.float32)
@@ -288,15 +193,6 @@ def test_an_idle_engine_keeps_ticking(start_engine: StartEngine) -> None:
     assert engine.last_tick > first
 
 
-def test_an_utterance_may_fill_the_last_position(start_engine: StartEngine) -> None:
-    engine = start_engine(max_positions=64, num_slots=2)
-    rows = len(engine._prompt(Utterance("brim")))
-    speech = speak(engine, Utterance("brim", max_frames=64 - rows))
-    assert len(speech.codes) == 64 - rows
-    with pytest.raises(PromptTooLong):
-        engine.submit(Utterance("brim", max_frames=65 - rows))
-
-
 def test_an_utterance_cancelled_while_its_prompt_is_read_leaves_the_slot_usable(
     start_engine: StartEngine,
 ) -> None:
@@ -345,25 +241,3 @@ def test_the_prefix_cache_lets_the_oldest_go_when_its_bytes_are_spent() -> None:
     assert cache.num_bytes == 80
     cache.put("huge", torch.zeros(100))
     assert cache.get("huge") is None
-
-
-def test_a_context_that_begins_alike_but_goes_on_differently_is_another_prefix(
-    start_engine: StartEngine,
-) -> None:
-    engine, plain = start_engine(), start_engine(prefix_cache_bytes=0)
-    rng = np.random.default_rng(3)
-    first, second, third = (Segment(1, t, codes=rng.integers(0, 256, (9, 16))) for t in "abc")
-    for context in ((first, second), (first, third), (first,), (first, second)):
-        said = Utterance("so", 1, Sampling(seed=2), context, max_frames=4)
-        assert np.array_equal(speak(engine, said).codes, speak(plain, said).codes)
-    assert engine.runner.prefixes.num_hits == 1
-
-
-def test_bf16_speaks_on_the_cpu_too_and_the_same_alone_or_among_others(tiny: Checkpoint) -> None:
-    config = EngineConfig(num_slots=3, max_positions=512, precision="bf16")
-    engine = Engine(tiny, config).start()
-    said = [an_utterance(i, num_frames=20) for i in (1, 2, 3)]
-    alone = [speak(engine, utterance).codes for utterance in said]
-    together = [h.result(WAIT_S).codes for h in [engine.submit(u) for u in said]]
-    engine.stop()
-    assert all(np.array_equal(a, b) for a, b in zip(alone, together, strict=True))

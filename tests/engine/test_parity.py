@@ -11,8 +11,8 @@ from transformers import CsmForConditionalGeneration
 
 from tests.checkpoints import LLAMA3, random_model, tiny_config, write_original, write_transformers
 from worker.engine.checkpoint import Checkpoint, load_checkpoint
-from worker.engine.engine import Engine, EngineConfig
 from worker.engine.csm import Csm
+from worker.engine.engine import Engine, EngineConfig
 from worker.engine.sampling import Sampling
 from worker.engine.torch_runner import torch_model
 from worker.engine.utterance import Segment, Utterance

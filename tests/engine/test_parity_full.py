@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from transformers import CsmConfig
 
 from tests.checkpoints import LLAMA3, random_model, write_transformers

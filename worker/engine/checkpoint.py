@@ -18,12 +18,12 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from worker.engine.weights import BACKBONE, DEPTH, csm_shapes
 from worker.engine.errors import CheckpointInvalid, ModelNotFound
 from worker.engine.layouts import from_original, is_original
 from worker.engine.mimi_spec import MimiSpec, mimi_shapes
 from worker.engine.spec import CsmSpec
 from worker.engine.tokenizer import SpeechTokenizer
+from worker.engine.weights import BACKBONE, DEPTH, csm_shapes
 
 CODEC = "codec_model."
 AGAIN = "run `echoforge download` again"

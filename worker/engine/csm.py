@@ -20,7 +20,7 @@ Choose = Callable[[T, int], T]
 
 
 class Transformer(Generic[T]):
-    """One stack, `name`: its weights are asked for when it runs. The caller keeps keys and values."""
+    """One stack; its weights carry its `name`. The caller keeps keys and values."""
 
     def __init__(self, spec: TransformerSpec, name: str, w: Mapping[str, Any], ops: Ops[T]) -> None:
         self.spec, self.name, self.ops, self._w = spec, name, ops, w

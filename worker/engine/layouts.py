@@ -11,8 +11,8 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from worker.engine.weights import BACKBONE, DEPTH
 from worker.engine.spec import CsmSpec, TransformerSpec
+from worker.engine.weights import BACKBONE, DEPTH
 
 _STACKS = {"backbone.": BACKBONE, "decoder.": DEPTH}
 _IN_LAYER = {

@@ -62,7 +62,8 @@ def frame_graph(source: GraphSource, batch: int, max_top_k: int) -> ov.Model:
     noise = _input("noise", [spec.num_codebooks, batch, spec.audio_vocab])
     temperature = _input("temperature", [batch])
     top_k = _input("top_k", [batch], ov.Type.i32)
-    table = _input("depth_table", list(source.pack["depth_table"].shape))  # type: ignore[union-attr]
+    # the number of rows is left open, or the compiled graph would set memory aside for all of them
+    table = _input("depth_table", [-1, spec.depth.width])
 
     def choose(logits: Node, codebook: int) -> Node:
         row = op.gather(noise, constant(codebook, np.int32), constant(0, np.int32))

@@ -1,4 +1,4 @@
-"""The OpenVINO runner, for the CPU: quantised weights, graphs per batch size, paged keys and values.
+"""The OpenVINO runner, for the CPU: quantised weights, a graph per batch size, paged attention.
 
 Knows the graphs, blocks, noise; knows nothing of queues, handles, text or audio.
 """
@@ -129,9 +129,7 @@ class OpenvinoRunner:
             self._hidden[turn.slot] = state
         for prefill in batch.prefills:
             self._keep_prefix(prefill)
-        return {
-            turn: row.astype(np.int64) for turn, row in zip(batch.speaking, codes, strict=True)
-        }
+        return {turn: row.astype(np.int64) for turn, row in zip(batch.speaking, codes, strict=True)}
 
     # The frame: hidden states become codes
 
@@ -144,7 +142,7 @@ class OpenvinoRunner:
         request = self._frame_request(size, limit)
         request.hidden[: len(turns)] = self._hidden[[turn.slot for turn in turns]]
         for place, speaker in enumerate(speakers):
-            request.noise[:, place] = speaker.noise.next_frame().numpy()
+            request.noise[:, place] = speaker.noise.next_frame()
             request.temperature[place] = speaker.sampling.temperature
             request.top_k[place] = speaker.sampling.top_k
         return request.run()[: len(turns)]
@@ -164,11 +162,11 @@ class OpenvinoRunner:
     def _read(self, sequences: list[_Sequence]) -> Floats:
         """Reads each sequence's rows; the hidden state of its last one, (sequences, W).
 
-        A sequence that nobody hears goes along: alone, a sequence's attention is cut up among the
-        threads and rounds otherwise.
+        Two at least: a lone sequence's attention would be cut up among the threads, and round
+        otherwise. Those that make up the number write to the scratch block, and nobody hears them.
         """
         nobody = _Sequence(np.zeros((1, self.spec.backbone.width), np.float32), 0, [0])
-        everyone = [*sequences, nobody]
+        everyone = [*sequences, *[nobody] * (2 - len(sequences))]
         lengths = [len(s.rows) for s in everyone]
         begins = _sums(lengths)
         paging = (
@@ -184,7 +182,7 @@ class OpenvinoRunner:
             [np.arange(s.past, s.past + len(s.rows), dtype=np.int32) for s in everyone]
         )
         hidden: Floats = self._backbone.infer(inputs, share_outputs=True)[0]
-        return hidden[begins[1:-1] - 1]
+        return hidden[begins[1 : len(sequences) + 1] - 1]
 
     def _embed(self, prompt: Prompt, start: int, stop: int) -> Floats:
         """Rows `start` to `stop` of a prompt as (T, W)."""
@@ -211,7 +209,7 @@ class OpenvinoRunner:
         return blocks
 
     def _held_again(self, blocks: list[int], rows: int) -> list[int]:
-        """The same rows for another holder: full blocks are shared, a last partial one is copied."""
+        """The same rows for another holder: full blocks are shared, a partial one is copied."""
         full = rows // BLOCK_ROWS
         self.pool.share(blocks[:full])
         held = list(blocks[:full])
@@ -283,10 +281,14 @@ class _FrameRequest:
 
 
 def buckets(num_slots: int) -> list[int]:
-    """The batch sizes that graphs are made for."""
+    """The batch sizes that graphs are made for: 1, 4, 8, 16 and so on, up to the slots there are.
+
+    Each takes seconds to compile and keeps its own copy of the depth decoder. Two or three slots
+    cost little less than four.
+    """
     sizes = [1]
     while sizes[-1] < num_slots:
-        sizes.append(min(2 * sizes[-1], num_slots))
+        sizes.append(min(max(4, 2 * sizes[-1]), num_slots))
     return sizes
 
 

@@ -51,9 +51,7 @@ def dequantise(matrix: QuantisedMatrix) -> Tensor:
     return (codes.view(len(codes), groups, -1).float() * matrix.scales).view_as(codes)
 
 
-def _nearest(
-    weight: Tensor, levels: int, shrinks: tuple[float, ...]
-) -> tuple[Tensor, Tensor]:
+def _nearest(weight: Tensor, levels: int, shrinks: tuple[float, ...]) -> tuple[Tensor, Tensor]:
     """Codes int8 and scales of the last axis, by the least squared error over `shrinks`."""
     largest = weight.abs().amax(dim=-1, keepdim=True).clamp(min=torch.finfo(torch.float32).tiny)
     best_codes, best_scale = _rounded(weight, largest * shrinks[0] / levels, levels)

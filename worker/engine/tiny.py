@@ -20,10 +20,10 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from torch import Tensor
 
 from worker.engine.checkpoint import CODEC
-from worker.engine.weights import BACKBONE, csm_shapes
 from worker.engine.mimi_spec import MimiSpec, mimi_shapes
 from worker.engine.spec import CsmSpec
 from worker.engine.tokenizer import BEGIN, END
+from worker.engine.weights import BACKBONE, csm_shapes
 
 TINY = "csm-tiny"
 SEED = 20261122

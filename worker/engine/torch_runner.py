@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -54,7 +55,7 @@ class TorchRunner:
         self._hidden = like.new_zeros(num_slots, backbone.width)
         self._offsets = torch.arange(model.spec.num_codebooks, device=like.device)
         self._offsets *= model.spec.audio_vocab
-        self._silence = torch.ones(model.spec.num_codebooks, model.spec.audio_vocab)
+        self._silence = np.ones((model.spec.num_codebooks, model.spec.audio_vocab), np.float32)
         self._speakers: dict[Turn, Speaker] = {}
 
     def start(self, turn: Turn, prompt: Prompt, sampling: Sampling) -> None:
@@ -104,9 +105,7 @@ class TorchRunner:
         text = torch.from_numpy(prompt.text[start:stop]).to(self.device)
         frames = torch.from_numpy(prompt.frames[start:stop]).to(self.device)
         is_text = (text != NO_TEXT).unsqueeze(-1)
-        rows = torch.where(
-            is_text, self._embed_text(text.clamp(min=0)), self._embed_frames(frames)
-        )
+        rows = torch.where(is_text, self._embed_text(text.clamp(min=0)), self._embed_frames(frames))
         return rows.unsqueeze(0)
 
     def _embed_text(self, ids: Tensor) -> Tensor:
@@ -131,8 +130,8 @@ class TorchRunner:
         top_k = self._tensor([s[1].sampling.top_k if s else 1 for s in slots])
         heat = [s[1].sampling.temperature if s else 0.0 for s in slots]
         temperature = self._tensor(heat, torch.float32)
-        noise = torch.stack([s[1].noise.next_frame() if s else self._silence for s in slots])
-        noise = noise.to(self.device)
+        noise = np.stack([s[1].noise.next_frame() if s else self._silence for s in slots])
+        noise = torch.from_numpy(noise).to(self.device)
         max_top_k = max((s.sampling.top_k for _, s in by_slot.values()), default=1)
 
         def pick(logits: Tensor, codebook: int) -> Tensor:

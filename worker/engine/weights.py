@@ -40,7 +40,10 @@ def matrices(spec: CsmSpec, weights: Weights) -> Iterator[tuple[str, Tensor]]:
 
 def vectors(spec: CsmSpec, weights: Weights) -> Iterator[tuple[str, Tensor]]:
     """The norms (W,), and the rotations `<stack>.cos` and `.sin` (positions, D) in float32."""
-    for stack, name, prefix in ((spec.backbone, "backbone", BACKBONE), (spec.depth, "depth", DEPTH)):
+    for stack, name, prefix in (
+        (spec.backbone, "backbone", BACKBONE),
+        (spec.depth, "depth", DEPTH),
+    ):
         yield f"{name}.norm", weights[f"{prefix}norm.weight"]
         for i in range(stack.num_layers):
             layer = f"{prefix}layers.{i}."

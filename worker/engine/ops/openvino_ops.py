@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -92,8 +93,7 @@ class OpenvinoOps:
         heads = op.transpose(heads, _ints(0, 2, 1, 3))
         bounds = np.cumsum([0, *counts])
         return tuple(
-            op.slice(heads, _ints(a), _ints(b), _ints(1), _ints(1))
-            for a, b in zip(bounds[:-1], bounds[1:], strict=True)
+            op.slice(heads, _ints(a), _ints(b), _ints(1), _ints(1)) for a, b in pairwise(bounds)
         )
 
     def merge_heads(self, x: Node) -> Node:
