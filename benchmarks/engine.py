@@ -1,123 +1,96 @@
-"""Seconds per 80 ms frame of the language model, ours beside transformers, in one interleaved run.
-
-Random weights of CSM-1B's exact shape (or csm-tiny's), a fixed number of frames, greedy, no codec;
-then the codec by itself. Only ratios within one run mean anything. The last line is JSON.
-"""
+"""The engine beside transformers, in one interleaved run: frames, sound, codec, memory ceilings."""
 
 from __future__ import annotations
 
-import argparse
-import json
-import os
-import platform
-import resource
 import statistics
 import time
 from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-import transformers
-from transformers import CsmConfig, CsmForConditionalGeneration
+from transformers import CsmForConditionalGeneration
 
-from worker.engine.checkpoint import CODEC, TIED
-from worker.engine.csm import Csm
-from worker.engine.mimi import Mimi
-from worker.engine.mimi_spec import MimiSpec
-from worker.engine.ops.torch_ops import TorchOps
+from benchmarks.machine import read_gb_s, spread
+from worker.engine.audio_stream import AudioStream
+from worker.engine.backends import Precision
+from worker.engine.checkpoint import Checkpoint
+from worker.engine.engine import Engine, EngineConfig
 from worker.engine.prompt import Prompt
-from worker.engine.runner import Runner
 from worker.engine.sampling import Sampling
 from worker.engine.scheduler import Scheduler, Turn
-from worker.engine.spec import CsmSpec
-from worker.engine.tiny import tiny_config
+from worker.engine.utterance import Utterance
+from worker.engine.weights import matrices
 
 FRAME_S = 0.08
 PROMPT_ROWS = 24
-DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
-LLAMA3 = {
-    "rope_type": "llama3", "rope_theta": 500_000.0, "factor": 32.0, "low_freq_factor": 0.125,
-    "high_freq_factor": 0.5, "original_max_position_embeddings": 1024,
-}  # fmt: skip
+PRECISIONS: tuple[Precision, ...] = ("int8", "int4")
+BYTES = {"int8": 1.0, "int4": 0.5 + 4 / 128}
+TEXT = "A sentence of a usual length, as people say it."
 
 
-def main() -> None:
-    args = _arguments()
-    torch.set_num_threads(args.threads)
-    torch.manual_seed(0)
-    transformers.logging.set_verbosity_error()
-    print(f"machine: {_machine(args.threads)}")
-    print(f"shape {args.shape}, {args.dtype}, {args.frames} frames a sample, {args.rounds} rounds")
-    began = time.monotonic()
-    theirs = _transformers(args.shape, DTYPES[args.dtype])
-    ours = _ours(theirs)
-    print(f"both models built in {time.monotonic() - began:.0f} s; weights are shared values")
-    seconds = _interleaved(
-        {"echoforge": lambda b: _our_frames(ours, theirs, b, args.frames),
-         "transformers": lambda b: _their_frames(theirs, b, args.frames)},
-        args.slots, args.rounds,
+@dataclass(frozen=True)
+class Plan:
+    slots: tuple[int, ...]
+    rounds: int
+    frames: int  # timed per sample
+    pack_dir: Path
+    threads: int
+
+
+@dataclass
+class Samples:
+    """Seconds per frame by who made them and the number of slots."""
+
+    seconds: dict[tuple[str, int], list[float]] = field(default_factory=dict)
+
+    def add(self, who: str, slots: int, times: list[float]) -> None:
+        self.seconds.setdefault((who, slots), []).extend(times)
+
+    def median(self, who: str, slots: int) -> float:
+        return statistics.median(self.seconds[who, slots])
+
+
+def bench_engine(
+    theirs: CsmForConditionalGeneration, mine: Checkpoint, plan: Plan
+) -> dict[str, Any]:
+    config = EngineConfig(
+        num_slots=max(plan.slots), max_positions=512, backend="openvino",
+        pack_dir=plan.pack_dir, num_threads=plan.threads,
     )  # fmt: skip
-    bandwidth = _read_bandwidth()
-    figures = _report(seconds, args.slots, ours, bandwidth)
-    figures["codec_ms_per_frame"] = _codec(theirs, args.slots)
-    figures |= {"shape": args.shape, "dtype": args.dtype, "threads": args.threads}
-    figures["peak_gb"] = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6, 1)
-    print(f"peak memory, both models: {figures['peak_gb']} GB")
-    print(json.dumps({"engine": figures, "machine": _machine(args.threads)}))
+    engines = {p: Engine(mine, replace(config, precision=p)) for p in PRECISIONS}
+    samples = Samples()
+    for number in range(plan.rounds):
+        for slots in plan.slots:
+            samples.add("transformers", slots, their_frames(theirs, slots, plan.frames))
+            for precision, engine in engines.items():
+                samples.add(precision, slots, our_frames(engine, slots, plan.frames))
+        print(f"round {number + 1} of {plan.rounds} done", flush=True)
+    figures = _frame_figures(samples, plan.slots)
+    figures |= _ceiling(mine, samples)
+    figures |= _sound(engines["int8"], plan.rounds)
+    figures["codec_ms_per_frame"] = _codec_ms(engines["int8"])
+    return figures
 
 
-def _arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--shape", default="csm-1b", choices=["csm-1b", "csm-tiny"])
-    parser.add_argument("--dtype", default="bf16", choices=list(DTYPES))
-    parser.add_argument("--slots", type=int, nargs="+", default=[1, 2, 4, 8])
-    parser.add_argument("--frames", type=int, default=3, help="frames timed per sample")
-    parser.add_argument("--rounds", type=int, default=3, help="samples per engine and slot count")
-    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
-    return parser.parse_args()
-
-
-def _transformers(shape: str, dtype: torch.dtype) -> CsmForConditionalGeneration:
-    if shape == "csm-tiny":
-        config = CsmConfig(**tiny_config(260))
-    else:
-        config = CsmConfig(rope_parameters=LLAMA3, depth_decoder_config={"rope_parameters": LLAMA3})
-    model = CsmForConditionalGeneration(config).to(dtype).eval()
-    model.generation_config.cache_implementation = "static"
-    reserved = list(range(model.codec_model.config.codebook_size, config.vocab_size))
-    model.generation_config.suppress_tokens = reserved
-    model.depth_decoder.generation_config.suppress_tokens = reserved
-    return model
-
-
-def _ours(theirs: CsmForConditionalGeneration) -> Csm:
-    weights = {n: t for n, t in theirs.state_dict().items() if not n.startswith(CODEC)}
-    weights[TIED[0]] = weights[TIED[1]]
-    spec = CsmSpec.from_config(theirs.config.to_dict())
-    return Csm(spec, weights, TorchOps())
-
-
-def _our_frames(
-    model: Csm, theirs: CsmForConditionalGeneration, batch_size: int, frames: int
-) -> list[float]:
-    """Seconds of each frame after the first, which warms up."""
-    num_codes = theirs.codec_model.config.codebook_size
-    runner = Runner(model, num_slots=batch_size, max_positions=256, num_codes=num_codes)
-    scheduler = Scheduler(batch_size, prefill_rows=64, clock=time.monotonic)
-    num_codebooks = model.spec.num_codebooks
+def our_frames(engine: Engine, slots: int, frames: int) -> list[float]:
+    """Seconds of each frame of a full batch, after one that warms up; no codec."""
+    runner, scheduler = engine.runner, Scheduler(slots, prefill_rows=64, clock=time.monotonic)
+    num_codebooks = engine.checkpoint.spec.num_codebooks
     prompt = Prompt(np.arange(PROMPT_ROWS), np.zeros((PROMPT_ROWS, num_codebooks), np.int64), 0)
-    for _ in range(batch_size):
-        scheduler.add(Turn(PROMPT_ROWS, frames + 2 * batch_size + 2))
+    for _ in range(slots):
+        scheduler.add(Turn(PROMPT_ROWS, frames + 2 * slots + 2))
     times: list[float] = []
     while len(times) <= frames:
         batch = scheduler.schedule()
         for turn in batch.admitted:
-            runner.start(turn, prompt, Sampling(temperature=0))
+            runner.start(turn, prompt, Sampling(seed=turn.arrival))
         began = time.perf_counter()
         codes = runner.run(batch)
-        if len(batch.speaking) == batch_size and not batch.prefills:
+        if len(batch.speaking) == slots and not batch.prefills:
             times.append(time.perf_counter() - began)
         scheduler.commit(batch, dict.fromkeys(codes, False))
     for turn in scheduler.clear():
@@ -126,8 +99,8 @@ def _our_frames(
 
 
 @torch.inference_mode()
-def _their_frames(model: CsmForConditionalGeneration, batch_size: int, frames: int) -> list[float]:
-    ids = torch.arange(PROMPT_ROWS).repeat(batch_size, 1)
+def their_frames(model: CsmForConditionalGeneration, slots: int, frames: int) -> list[float]:
+    ids = torch.arange(PROMPT_ROWS).repeat(slots, 1)
     stamps: list[float] = []
 
     def stamp(_: Any, scores: torch.Tensor) -> torch.Tensor:
@@ -141,109 +114,135 @@ def _their_frames(model: CsmForConditionalGeneration, batch_size: int, frames: i
     return [b - a for a, b in pairwise(stamps[1:])]
 
 
-def _interleaved(
-    engines: dict[str, Callable[[int], list[float]]], slots: list[int], rounds: int
-) -> dict[str, dict[int, list[float]]]:
-    seconds: dict[str, dict[int, list[float]]] = {name: {b: [] for b in slots} for name in engines}
-    for index in range(rounds):
-        for batch_size in slots:
-            for name, run in engines.items():
-                seconds[name][batch_size] += run(batch_size)
-        print(f"round {index + 1} of {rounds} done", flush=True)
-    return seconds
+def _frame_figures(samples: Samples, slots: tuple[int, ...]) -> dict[str, Any]:
+    print("\nseconds per 80 ms frame, language model alone, median (min-max)")
+    print(
+        "slots  transformers bf16      int8                   ratio  int4                   ratio"
+    )
+    ratios: dict[str, dict[str, float]] = {p: {} for p in PRECISIONS}
+    seconds: dict[str, dict[str, float]] = {}
+    for b in slots:
+        theirs = samples.median("transformers", b)
+        cells = [f"{b:5d}  {spread(samples.seconds['transformers', b])}"]
+        for p in PRECISIONS:
+            ratios[p][str(b)] = round(theirs / samples.median(p, b), 2)
+            cells.append(f"{spread(samples.seconds[p, b])}  {ratios[p][str(b)]:5.2f}")
+        print("   ".join(cells))
+        for who in ("transformers", *PRECISIONS):
+            seconds.setdefault(who, {})[str(b)] = round(samples.median(who, b), 4)
+    return {
+        "s_per_frame": seconds,
+        "ratio_vs_transformers": ratios,
+        "rtf": {p: {b: _rtf(s) for b, s in seconds[p].items()} for p in PRECISIONS},
+        "aggregate_rtf": {
+            p: {b: _rtf(s / int(b)) for b, s in seconds[p].items()} for p in PRECISIONS
+        },
+    }
 
 
-def _report(
-    seconds: dict[str, dict[int, list[float]]], slots: list[int], model: Csm, bandwidth: float
-) -> dict[str, Any]:
-    gigabytes = _bytes_per_frame(model) / 1e9
-    print(f"\nread bandwidth {bandwidth:.1f} GB/s; a frame reads {gigabytes:.2f} GB of weights,")
-    print(f"so {gigabytes / bandwidth:.3f} s is the floor at one slot\n")
-    print("slots  echoforge s/frame (min-max)   RTF  together  transformers s/frame  ratio  floor")
-    figures: dict[str, Any] = {"s_per_frame": {}, "ratio_vs_transformers": {}, "rtf": {}}
-    for batch_size in slots:
-        samples = seconds["echoforge"][batch_size]
-        ours, theirs = (statistics.median(seconds[n][batch_size]) for n in seconds)
-        share = gigabytes / bandwidth / ours
+def _rtf(seconds: float) -> float:
+    return round(seconds / FRAME_S, 3)
+
+
+def _ceiling(checkpoint: Checkpoint, samples: Samples) -> dict[str, Any]:
+    """How much of what reading the weights alone would take is reached at one slot."""
+    backbone, depth, once = weights_read(checkpoint)
+    passes = checkpoint.spec.num_codebooks - 1
+    shares, reads = {}, {}
+    for precision in PRECISIONS:
+        part = BYTES[precision]
+        large, small = read_gb_s(int(backbone * part)), read_gb_s(int(depth * part))
+        floor = backbone * part / large + (depth * passes + once) * part / small
+        shares[precision] = round(floor / 1e9 / samples.median(precision, 1), 3)
+        reads[precision] = round((backbone + depth * passes + once) * part / 1e9, 2)
         print(
-            f"{batch_size:5d}  {ours:.3f} ({min(samples):.3f}-{max(samples):.3f})"
-            f"{ours / FRAME_S:16.2f}  {ours / FRAME_S / batch_size:8.2f}  {theirs:20.3f}"
-            f"  {theirs / ours:4.2f}x  {share:.0%}"
+            f"{precision}: a frame reads {reads[precision]} GB of weights; the cores read the"
+            f" backbone's size at {large:.0f} GB/s, the depth decoder's at {small:.0f};"
+            f" {shares[precision]:.0%} of that is reached at one slot"
         )
-        figures["s_per_frame"][str(batch_size)] = round(ours, 4)
-        figures["rtf"][str(batch_size)] = round(ours / FRAME_S, 3)
-        figures["ratio_vs_transformers"][str(batch_size)] = round(theirs / ours, 3)
-    figures["bandwidth_gb_s"] = round(bandwidth, 1)
+    return {"bandwidth_share": shares, "gb_per_frame": reads}
+
+
+def weights_read(checkpoint: Checkpoint) -> tuple[int, int, int]:
+    """Weights read for a frame: the backbone's, one depth pass's, and those read once."""
+    counts = {"backbone": 0, "depth": 0, "once": 0}
+    for name, matrix in matrices(checkpoint.spec, checkpoint.weights):
+        stack = name.split(".")[0]
+        counts[stack if stack in counts else "once"] += matrix.numel()
+    return counts["backbone"], counts["depth"], counts["once"]
+
+
+def _sound(engine: Engine, rounds: int) -> dict[str, Any]:
+    """Whole utterances, codec included: one after another, eight together, and the first sound."""
+    alone, together = [], []
+    for _ in range(rounds):
+        alone.append(sum(_speak_all(engine, 1) for _ in range(8)))
+        together.append(_speak_all(engine, 8))
+    serial, batch = statistics.median(alone), statistics.median(together)
+    frame, first = zip(*(_first_sound(engine) for _ in range(2 * rounds)), strict=True)
+    figures = {
+        "together_vs_serial_8": round(serial / batch, 2),
+        "rtf_with_codec": {"1": _rtf(serial / 8 / UTTERANCE_FRAMES)},
+        "aggregate_rtf_with_codec": {"8": _rtf(batch / 8 / UTTERANCE_FRAMES)},
+        "first_sound_frames": round(statistics.median(first) / statistics.median(frame), 2),
+        "first_sound_s_after_prefill": round(statistics.median(first), 3),
+    }
+    print(f"eight utterances of {UTTERANCE_FRAMES} frames, int8, prompts and codec included:")
+    print(f"  one after another {spread(alone)} s, together {spread(together)} s")
+    print(f"  first sound after prefill: {spread(list(first))} s; a frame: {spread(list(frame))} s")
     return figures
 
 
-def _bytes_per_frame(model: Csm) -> float:
-    """Weights read for one frame: the backbone once, the depth decoder once a codebook."""
-
-    def of(stack: Any) -> int:
-        return sum(t.nbytes for layer in stack.layers for t in vars(layer).values())
-
-    passes = model.spec.num_codebooks - 1
-    heads = model.heads.nbytes + model.first_head.nbytes + model.projection.nbytes * passes
-    return float(of(model.backbone) + of(model.depth) * passes + heads)
+UTTERANCE_FRAMES = 25
 
 
-def _codec(theirs: CsmForConditionalGeneration, slots: list[int]) -> dict[str, float]:
-    """Milliseconds per frame and stream, streaming, eight frames a call."""
-    spec = MimiSpec.from_config(theirs.config.codec_config.to_dict())
-    weights = {n: t.float() for n, t in theirs.codec_model.state_dict().items()}
-    codec = Mimi(spec, {_flat(n): t for n, t in weights.items()})
+def _speak_all(engine: Engine, count: int) -> float:
+    """Seconds from the first submission until the last utterance has ended."""
+    began = time.perf_counter()
+    handles = [
+        engine.submit(Utterance(TEXT, sampling=Sampling(seed=i), max_frames=UTTERANCE_FRAMES))
+        for i in range(count)
+    ]
+    _step_until(engine, lambda: all(handle.is_done for handle in handles))
+    return time.perf_counter() - began
+
+
+def _first_sound(engine: Engine) -> tuple[float, float]:
+    """Seconds of a frame, and from the end of the prefill to the first audio, of one utterance."""
+    handle = engine.submit(Utterance(TEXT, max_frames=4))
+    _step_until(engine, lambda: any(turn.is_prefilled for turn in engine.scheduler.turns))
+    began = time.perf_counter()
+    _step_until(engine, lambda: handle.has_sound)
+    first = time.perf_counter() - began
+    began = time.perf_counter()
+    engine.step()
+    frame = time.perf_counter() - began
+    _step_until(engine, lambda: handle.is_done)
+    return frame, first
+
+
+def _step_until(engine: Engine, is_so: Callable[[], bool]) -> None:
+    """Drives an engine that was not started."""
+    while not is_so():
+        engine.take_in()
+        engine.step()
+
+
+def _codec_ms(engine: Engine) -> dict[str, float]:
+    """Milliseconds per frame and stream, streaming through the chunk schedule of a real stream."""
     figures = {}
-    for batch_size in slots:
-        state = codec.new_state(batch_size)
-        codes = torch.zeros(batch_size, spec.num_quantizers, 8, dtype=torch.int64)
-        rows = torch.arange(batch_size)
+    for slots in (1, 8):
         times = []
-        with torch.inference_mode():
-            for _ in range(5):
-                began = time.perf_counter()
-                codec.decode_step(codes, state, rows)
-                times.append((time.perf_counter() - began) / 8 / batch_size * 1e3)
-        figures[str(batch_size)] = round(statistics.median(times[1:]), 2)
-    print(f"codec, ms per frame and stream, 8 frames a call: {figures}")
+        for _ in range(3):
+            stream = AudioStream(engine.codec, slots)
+            for slot in range(slots):
+                stream.start(slot)
+            began = time.perf_counter()
+            for _ in range(31):  # 1 + 2 + 4 + 8 + 8 + 8
+                for slot in range(slots):
+                    stream.add(slot, np.zeros(engine.checkpoint.spec.num_codebooks, np.int64))
+                stream.decode_due(set())
+            times.append((time.perf_counter() - began) / 31 / slots * 1e3)
+        figures[str(slots)] = round(statistics.median(times), 2)
+    print(f"codec, streaming, ms per frame and stream: {figures}")
     return figures
-
-
-LIVE_NAMES = {
-    "encoder.encoder_seanet.": "encoder.",
-    "encoder.encoder_transformer.": "encoder_transformer.",
-    "encoder.downsample.": "downsample.",
-    "decoder.decoder_seanet.": "decoder.",
-    "decoder.decoder_transformer.": "decoder_transformer.",
-    "decoder.upsample.": "upsample.",
-}
-
-
-def _flat(name: str) -> str:
-    """A live MimiModel nests what its checkpoints keep flat."""
-    for nested, flat in LIVE_NAMES.items():
-        if name.startswith(nested):
-            return flat + name.removeprefix(nested)
-    return name
-
-
-def _read_bandwidth() -> float:
-    """GB/s of summing 1 GiB, the best of five: what these cores stream."""
-    block = torch.ones(2**28, dtype=torch.float32)
-    best = float("inf")
-    for _ in range(5):
-        began = time.perf_counter()
-        block.sum()
-        best = min(best, time.perf_counter() - began)
-    return block.nbytes / best / 1e9
-
-
-def _machine(threads: int) -> str:
-    model = platform.processor() or platform.machine()
-    with open("/proc/cpuinfo") as file:
-        names = [line.split(":", 1)[1].strip() for line in file if line.startswith("model name")]
-    return f"{names[0] if names else model}, {threads} threads, torch {torch.__version__}"
-
-
-if __name__ == "__main__":
-    main()

@@ -53,8 +53,8 @@ class Settings(BaseSettings):
     device: Literal["auto", "cpu", "cuda"] = Field(
         "auto", description="auto takes CUDA where it works, else the CPU."
     )
-    precision: Literal["auto", "fp32", "bf16"] = Field(
-        "auto", description="Of the language model; auto is bf16 on CUDA, fp32 on the CPU."
+    precision: Literal["auto", "fp32", "bf16", "int8", "int4"] = Field(
+        "auto", description="Of the language model; auto is bf16 on CUDA, int8 on the CPU."
     )
     slots: int = Field(4, ge=1, le=64, description="Utterances spoken at once by one worker.")
     max_positions: int = Field(

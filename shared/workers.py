@@ -21,4 +21,8 @@ class WorkerInfo(BaseModel):
     started_at: float
     engine_tick_age_s: float = 0.0
     device_fallback: str | None = None
+    precision: str | None = None
+    prefix_hits: int = 0  # contexts whose keys and values were there already, since it started
+    prefix_misses: int = 0
+    prefix_bytes: int = 0
     state: Literal["ready", "draining"] = "ready"

@@ -91,6 +91,10 @@ class Worker:
             started_at=self.started_at,
             engine_tick_age_s=round(self.engine.tick_age_s, 2),
             device_fallback=self.opened.fallback,
+            precision=self.engine.config.precision,
+            prefix_hits=self.engine.runner.prefixes.num_hits,
+            prefix_misses=self.engine.runner.prefixes.num_misses,
+            prefix_bytes=self.engine.runner.prefixes.num_bytes,
             state="draining" if is_draining else "ready",
         )
 
@@ -163,7 +167,7 @@ class Worker:
     def _summary(self) -> str:
         config, checkpoint = self.engine.config, self.engine.checkpoint
         return (
-            f"{checkpoint.name} on {self.opened.device},"
+            f"{checkpoint.name} on {self.opened.device} in {config.precision},"
             f" {config.num_slots} slots of {self.engine.runner.max_positions} positions"
         )
 
@@ -177,6 +181,8 @@ def make_worker(settings: Settings) -> Worker:
         num_slots=settings.slots,
         max_positions=settings.max_positions,
         max_audio_s=settings.max_audio_s,
+        num_threads=settings.threads,
+        pack_dir=settings.data_dir / "packed",
     )
     opened = open_engine(
         lambda c: Engine(checkpoint, c), config, settings.device, settings.precision

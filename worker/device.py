@@ -13,12 +13,11 @@ from typing import Literal
 
 import torch
 
-from worker.engine.backends import Precision
 from worker.engine.engine import Engine, EngineConfig
+from worker.precision import Asked, served_on
 
 log = logging.getLogger(__name__)
 Wanted = Literal["auto", "cpu", "cuda"]
-USUAL: dict[str, Precision] = {"cpu": "fp32", "cuda": "bf16"}
 
 
 @dataclass(frozen=True)
@@ -34,7 +33,7 @@ def open_engine(
     build: Callable[[EngineConfig], Engine],
     config: EngineConfig,
     wanted: Wanted,
-    precision: Precision | Literal["auto"] = "auto",
+    precision: Asked = "auto",
     is_cuda_there: Callable[[], bool] = torch.cuda.is_available,
 ) -> OpenEngine:
     """Builds (not starts) an engine. Out of memory on CUDA means fewer slots, then the CPU."""
@@ -52,7 +51,7 @@ def fall_back(
     build: Callable[[EngineConfig], Engine],
     config: EngineConfig,
     reason: str,
-    precision: Precision | Literal["auto"] = "auto",
+    precision: Asked = "auto",
 ) -> OpenEngine:
     """An engine on the CPU instead of CUDA; told of at WARNING and in the result."""
     fallback = f"{reason}; speaking on the CPU instead"
@@ -68,7 +67,7 @@ def is_device_fault(error: BaseException) -> bool:
 def _open_on_cuda(
     build: Callable[[EngineConfig], Engine],
     config: EngineConfig,
-    precision: Precision | Literal["auto"],
+    precision: Asked,
 ) -> tuple[OpenEngine | None, str]:
     num_slots = config.num_slots
     while num_slots:
@@ -86,6 +85,6 @@ def _open_on_cuda(
     return None, "CUDA is out of memory even for one slot"
 
 
-def _on(kind: str, config: EngineConfig, precision: Precision | Literal["auto"]) -> EngineConfig:
-    chosen = USUAL[kind] if precision == "auto" else precision
-    return replace(config, device=kind, precision=chosen)
+def _on(kind: str, config: EngineConfig, precision: Asked) -> EngineConfig:
+    served = served_on(kind, precision)
+    return replace(config, device=kind, backend=served.backend, precision=served.precision)

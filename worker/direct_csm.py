@@ -142,6 +142,8 @@ class DirectCSM:
             num_slots=1,
             max_positions=self.settings.max_positions,
             max_audio_s=self.settings.max_audio_s,
+            num_threads=self.settings.threads,
+            pack_dir=self.settings.data_dir / "packed",
         )
 
 

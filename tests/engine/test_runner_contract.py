@@ -98,7 +98,8 @@ def run_turns(engine: Engine, *utterances: Utterance) -> list[list[np.ndarray]]:
 
 
 def hidden_state(engine: Engine, turn: Turn) -> np.ndarray:
-    state = engine.runner._hidden[turn.slot]  # type: ignore[attr-defined]
+    kept = engine.runner._hidden  # type: ignore[attr-defined]
+    state = kept[turn] if isinstance(kept, dict) else kept[turn.slot]
     return torch.as_tensor(state).float().numpy().copy()
 
 

@@ -71,8 +71,8 @@ def breaking(error: Exception) -> Callable[[Method], Method]:
 
 
 BREAKS: dict[str, tuple[type, str, Callable[[Method], Method]]] = {
-    "engine_breaks": (Runner, "run", breaking(IndexError("a code out of range"))),
-    "device_breaks": (Runner, "run", breaking(torch.AcceleratorError("CUDA error: lost"))),
+    "engine_breaks": (TorchRunner, "run", breaking(IndexError("a code out of range"))),
+    "device_breaks": (TorchRunner, "run", breaking(torch.AcceleratorError("CUDA error: lost"))),
 }
 POINTS: dict[str, tuple[type, str, Callable[[Method], Method]]] = {
     "after_claim": (JobStore, "claim", after),

@@ -20,7 +20,17 @@ from tests.valkey import Valkey
 from tests.waiting import until
 
 ROOT = Path(__file__).resolve().parents[2]
-QUICK = {"lease_s": 2.0, "renew_s": 0.2, "tick_s": 0.3, "slots": 4, "max_positions": 512}
+QUICK = {
+    "lease_s": 2.0,
+    "renew_s": 0.2,
+    "tick_s": 0.3,
+    "slots": 4,
+    "max_positions": 512,
+    "model": "csm-tiny",
+    "precision": "fp32",  # PyTorch: a worker is ready in two seconds; no graphs are compiled
+    "device": "cpu",
+    "threads": 1,
+}
 
 
 class Process:
@@ -65,9 +75,6 @@ class Service:
         self.settings = Settings(
             redis_url=self.valkey.url,
             data_dir=root / "data",
-            model="csm-tiny",
-            device="cpu",
-            threads=1,
             port=_free_port(),
             **values,  # type: ignore[arg-type]
         )

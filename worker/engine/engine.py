@@ -34,7 +34,8 @@ IDLE_TICK_S = 0.5
 class EngineConfig:
     """`prefill_rows` bounds how long one step may hold up speaking slots.
 
-    `pack_dir` is where quantised weights are kept between starts; without it they are packed anew.
+    `num_threads` 0 is one a core. `pack_dir` is where quantised weights are kept between starts;
+    without it they are packed anew.
     """
 
     num_slots: int = 4
@@ -45,6 +46,7 @@ class EngineConfig:
     backend: Backend = "torch"
     precision: Precision = "fp32"
     pack_dir: Path | None = None
+    num_threads: int = 0
     prefix_cache_bytes: int = 256 * 1024 * 1024
 
     def __post_init__(self) -> None:
@@ -76,6 +78,7 @@ class Engine:
             max_positions=config.max_positions,
             prefix_cache_bytes=config.prefix_cache_bytes,
             pack_dir=config.pack_dir,
+            num_threads=config.num_threads,
         )
         self.runner.warm_up()
         self.scheduler = Scheduler(config.num_slots, config.prefill_rows, time.monotonic)
@@ -121,6 +124,7 @@ class Engine:
     def submit(self, utterance: Utterance) -> Handle:
         """Queues an utterance. Raises `PromptTooLong`, or `EngineStopped` when it is over."""
         prompt = self._prompt(utterance)
+        self.runner.prepare(utterance.sampling)
         handle = Handle(self.sample_rate, self._frame_budget(utterance, prompt))
         turn = Turn(
             prompt_rows=len(prompt),
@@ -136,6 +140,11 @@ class Engine:
             self._arrivals.append(turn)
             self._woken.notify()
         return handle
+
+    def take_in(self) -> None:
+        """Hands what was submitted to the scheduler."""
+        while self._arrivals:
+            self.scheduler.add(self._arrivals.popleft())
 
     def step(self) -> None:
         """Schedule, run, commit: at most one bounded prefill and one frame for all who speak."""
@@ -197,8 +206,7 @@ class Engine:
             while not self._arrivals and self.scheduler.is_idle and not self._is_stopping:
                 self.last_tick = time.monotonic()
                 self._woken.wait(IDLE_TICK_S)
-            while self._arrivals:
-                self.scheduler.add(self._arrivals.popleft())
+            self.take_in()
             return not self._is_stopping
 
     def _abandon(self) -> None:

@@ -4,6 +4,8 @@ EngineError
 ├── ModelNotFound        nothing that is a CSM where it was looked for
 ├── CheckpointInvalid    found, but damaged, incomplete or of another shape
 ├── PackInvalid          the cached quantised weights are not what their name says
+├── PrecisionUnavailable the device cannot run the precision asked for
+├── MemoryTooSmall       the slots asked for do not fit
 ├── PromptTooLong        text and context leave no room for speech
 ├── DeadlinePassed       the utterance did not end in time
 ├── UtteranceCancelled
@@ -27,6 +29,14 @@ class CheckpointInvalid(EngineError):
 
 class PackInvalid(EngineError):
     code = "pack_invalid"
+
+
+class PrecisionUnavailable(EngineError):
+    code = "precision_unavailable"
+
+
+class MemoryTooSmall(EngineError):
+    code = "memory_too_small"
 
 
 class PromptTooLong(EngineError):

@@ -136,7 +136,7 @@ def _paged_attention(
         longest,
         empty(i32),  # score aggregation window
         empty(i32), empty(i32, 2), empty(f32, 2),  # rotated blocks, deltas, table
-        empty(f32), constant(64, i32), constant(8, i32),  # sparse attention: threshold, block, stride
+        empty(f32), constant(64, i32), constant(8, i32),  # sparse attention
         empty(f32),  # sinks
         constant(0, i32), empty(i32), empty(i32), empty(i32),  # cache eviction
         empty(i32),  # token types

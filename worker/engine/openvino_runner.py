@@ -5,6 +5,7 @@ Knows the graphs, blocks, noise; knows nothing of queues, handles, text or audio
 
 from __future__ import annotations
 
+import threading
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from worker.engine.blocks import BLOCK_ROWS, BlockPool, blocks_for
 from worker.engine.checkpoint import Checkpoint
 from worker.engine.kv import PrefixCache
 from worker.engine.openvino_graphs import PAGING, GraphSource, backbone_graph, frame_graph
-from worker.engine.pack import open_pack
+from worker.engine.pack import PackPrecision, open_pack
 from worker.engine.prompt import NO_TEXT, Prompt
 from worker.engine.runner import Codes, Speaker
 from worker.engine.sampling import Sampling
@@ -41,11 +42,15 @@ class OpenvinoModel:
 
 
 def openvino_model(
-    checkpoint: Checkpoint, precision: str, pack_dir: Path | None = None
+    checkpoint: Checkpoint,
+    precision: PackPrecision,
+    pack_dir: Path | None = None,
+    num_threads: int = 0,
 ) -> OpenvinoModel:
     """Packs the weights, or finds them packed. Raises `PackInvalid`."""
     pack = open_pack(checkpoint, precision, pack_dir)
-    source = GraphSource(checkpoint.spec, pack, checkpoint.codec_spec.codebook_size)
+    num_codes = checkpoint.codec_spec.codebook_size
+    source = GraphSource(checkpoint.spec, pack, num_codes, num_threads)
     return OpenvinoModel(source, **dict(embeddings(checkpoint.weights)))
 
 
@@ -88,14 +93,20 @@ class OpenvinoRunner:
         self.prefixes: PrefixCache[_KeptPrefix] = PrefixCache(
             prefix_cache_bytes, on_drop=lambda kept: self.pool.drop(kept.blocks)
         )
-        self._hidden = np.zeros((num_slots, self.spec.backbone.width), np.float32)
+        self._hidden: dict[Turn, Floats] = {}
         self._offsets = torch.arange(self.spec.num_codebooks) * self.spec.audio_vocab
         self._speakers: dict[Turn, Speaker] = {}
         self._blocks: dict[Turn, list[int]] = {}
         self._frames: dict[tuple[int, int], _FrameRequest] = {}
+        self._compiling = threading.Lock()
         backbone = model.source.compile(backbone_graph(model.source))
         self._backbone = backbone.create_infer_request()
         self.caches.bind(self._backbone)
+
+    def prepare(self, sampling: Sampling) -> None:
+        """A top-k beyond the usual needs graphs of its own: compiled once, while others speak."""
+        for size in buckets(self.num_slots):
+            self._frame_request(size, self._limit(sampling.top_k))
 
     def start(self, turn: Turn, prompt: Prompt, sampling: Sampling) -> None:
         self._speakers[turn] = Speaker(self.spec, prompt, sampling)
@@ -109,47 +120,49 @@ class OpenvinoRunner:
 
     def stop(self, turn: Turn) -> None:
         self._speakers.pop(turn, None)
+        self._hidden.pop(turn, None)
         self.pool.drop(self._blocks.pop(turn, []))
 
     def warm_up(self) -> None:
         """Compiles every bucket, so that none is compiled while somebody speaks."""
         for size in buckets(self.num_slots):
-            self._frame_request(size, USUAL_TOP_K).run()
+            self._frame_request(size, self._limit(1)).run()
         self._read([])
 
     def run(self, batch: Batch) -> dict[Turn, Codes]:
-        codes = self._frame(batch.speaking) if batch.speaking else np.zeros((0, 0), np.int32)
-        rows = self._embed_frames(codes) if batch.speaking else []
-        read = [self._piece(prefill) for prefill in batch.prefills]
-        for turn, row in zip(batch.speaking, rows, strict=True):
-            read.append(_Sequence(row[None], turn.position, self._room(turn, turn.position + 1)))
-        hidden = self._read(read)
-        turns = [prefill.turn for prefill in batch.prefills] + batch.speaking
-        for turn, state in zip(turns, hidden, strict=True):
-            self._hidden[turn.slot] = state
+        codes = self._frame(batch.speaking) if batch.speaking else {}
+        sequences = {prefill.turn: self._piece(prefill) for prefill in batch.prefills}
+        sequences |= {turn: self._next_row(turn, said) for turn, said in codes.items()}
+        if sequences:
+            states = self._read(list(sequences.values()))
+            self._hidden |= dict(zip(sequences, states, strict=True))
         for prefill in batch.prefills:
             self._keep_prefix(prefill)
-        return {turn: row.astype(np.int64) for turn, row in zip(batch.speaking, codes, strict=True)}
+        return codes
 
     # The frame: hidden states become codes
 
-    def _frame(self, turns: list[Turn]) -> Ints:
-        """Codes (turns, K) int32."""
-        speakers = [self._speakers[turn] for turn in turns]
-        max_top_k = max(s.sampling.top_k for s in speakers)
-        limit = USUAL_TOP_K if max_top_k <= USUAL_TOP_K else self.model.source.num_codes
+    def _frame(self, turns: list[Turn]) -> dict[Turn, Codes]:
+        limit = self._limit(max(self._speakers[turn].sampling.top_k for turn in turns))
         size = next(size for size in buckets(self.num_slots) if size >= len(turns))
         request = self._frame_request(size, limit)
-        request.hidden[: len(turns)] = self._hidden[[turn.slot for turn in turns]]
-        for place, speaker in enumerate(speakers):
+        for place, turn in enumerate(turns):
+            speaker = self._speakers[turn]
+            request.hidden[place] = self._hidden[turn]
             request.noise[:, place] = speaker.noise.next_frame()
             request.temperature[place] = speaker.sampling.temperature
             request.top_k[place] = speaker.sampling.top_k
-        return request.run()[: len(turns)]
+        return dict(zip(turns, request.run(), strict=False))
+
+    def _limit(self, top_k: int) -> int:
+        num_codes = self.model.source.num_codes
+        return min(USUAL_TOP_K, num_codes) if top_k <= USUAL_TOP_K else num_codes
 
     def _frame_request(self, size: int, limit: int) -> _FrameRequest:
-        if (size, limit) not in self._frames:
-            self._frames[size, limit] = _FrameRequest(self.model.source, size, limit)
+        if (size, limit) not in self._frames:  # the engine's thread never waits for a compilation
+            with self._compiling:
+                if (size, limit) not in self._frames:
+                    self._frames[size, limit] = _FrameRequest(self.model.source, size, limit)
         return self._frames[size, limit]
 
     # The backbone: rows become hidden states
@@ -158,6 +171,10 @@ class OpenvinoRunner:
         turn, start, stop = prefill.turn, prefill.start, prefill.stop
         rows = self._embed(self._speakers[turn].prompt, start, stop)
         return _Sequence(rows, start, self._room(turn, stop))
+
+    def _next_row(self, turn: Turn, codes: Codes) -> _Sequence:
+        row = self._embed_frames(codes[None])
+        return _Sequence(row, turn.position, self._room(turn, turn.position + 1))
 
     def _read(self, sequences: list[_Sequence]) -> Floats:
         """Reads each sequence's rows; the hidden state of its last one, (sequences, W).
@@ -274,9 +291,10 @@ class _FrameRequest:
         for name, array in arrays.items():
             self._request.set_tensor(name, ov.Tensor(array, shared_memory=True))
 
-    def run(self) -> Ints:
+    def run(self) -> npt.NDArray[np.int64]:
+        """Codes (B, K)."""
         self._request.infer()
-        codes: Ints = self._request.get_output_tensor(0).data.copy()
+        codes: npt.NDArray[np.int64] = self._request.get_output_tensor(0).data.astype(np.int64)
         return codes
 
 

@@ -12,6 +12,7 @@ import os
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Literal
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -20,7 +21,7 @@ from torch import Tensor
 
 from worker.engine.checkpoint import Checkpoint
 from worker.engine.errors import PackInvalid
-from worker.engine.quantize import QuantisedMatrix, quantise
+from worker.engine.quantize import Quantised, QuantisedMatrix, quantise
 from worker.engine.spec import CsmSpec
 from worker.engine.weights import Weights, depth_table, matrices, vectors
 
@@ -29,6 +30,7 @@ VERSION = "1"  # of the layout below; another one is packed anew, under another 
 CODES, SCALES = ".codes", ".scales"
 _SAMPLE = 4096  # bytes of a tensor's start, middle and end that go into the fingerprint
 
+PackPrecision = Literal["fp32"] | Quantised
 Pack = Mapping[str, "Tensor | QuantisedMatrix"]
 
 
@@ -48,7 +50,7 @@ def fingerprint(weights: Weights) -> str:
     return digest.hexdigest()
 
 
-def open_pack(checkpoint: Checkpoint, precision: str, directory: Path | None) -> Pack:
+def open_pack(checkpoint: Checkpoint, precision: PackPrecision, directory: Path | None) -> Pack:
     """The checkpoint's pack: from `directory` when it is there, else made, and kept there.
 
     fp32 is never kept: it is the checkpoint itself. Raises `PackInvalid` for a file that is not
@@ -65,7 +67,7 @@ def open_pack(checkpoint: Checkpoint, precision: str, directory: Path | None) ->
 
 
 def make_pack(
-    spec: CsmSpec, weights: Weights, precision: str
+    spec: CsmSpec, weights: Weights, precision: PackPrecision
 ) -> Iterator[tuple[str, Tensor | QuantisedMatrix]]:
     """Each matrix in `precision`; norms, rotations and the depth table in float32."""
     wide = _Wide(weights)
@@ -75,14 +77,15 @@ def make_pack(
     yield "depth_table", depth_table(spec, wide)
 
 
-def _packed(matrix: Tensor, precision: str) -> Tensor | QuantisedMatrix:
-    if precision == "int8" or precision == "int4":
-        return quantise(matrix, precision)
-    return matrix.float()
+def _packed(matrix: Tensor, precision: PackPrecision) -> Tensor | QuantisedMatrix:
+    return matrix.float() if precision == "fp32" else quantise(matrix, precision)
 
 
 def _write(
-    file: Path, pack: Iterator[tuple[str, Tensor | QuantisedMatrix]], mark: str, precision: str
+    file: Path,
+    pack: Iterator[tuple[str, Tensor | QuantisedMatrix]],
+    mark: str,
+    precision: PackPrecision,
 ) -> None:
     began = time.monotonic()
     log.info("packing the weights in %s, once for this checkpoint: %s", precision, file)
@@ -104,7 +107,7 @@ def _write(
     log.info("packed in %.0f s, %.2f GB", time.monotonic() - began, file.stat().st_size / 1e9)
 
 
-def _read(file: Path, mark: str, precision: str) -> Pack:
+def _read(file: Path, mark: str, precision: PackPrecision) -> Pack:
     again = f"delete {file}, and it is made again"
     try:
         with safe_open(file, framework="pt") as opened:

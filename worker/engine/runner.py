@@ -43,6 +43,9 @@ class Runner(Protocol):
     @property
     def prefixes(self) -> PrefixCounts: ...
 
+    def prepare(self, sampling: Sampling) -> None:
+        """Makes ready what `sampling` needs beyond the usual; on the thread of who asks for it."""
+
     def start(self, turn: Turn, prompt: Prompt, sampling: Sampling) -> None:
         """Gives an admitted turn its slot; a known prefix is taken, and `rows_done` says so."""
 

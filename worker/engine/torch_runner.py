@@ -58,6 +58,9 @@ class TorchRunner:
         self._silence = np.ones((model.spec.num_codebooks, model.spec.audio_vocab), np.float32)
         self._speakers: dict[Turn, Speaker] = {}
 
+    def prepare(self, sampling: Sampling) -> None:
+        """Nothing: every shape is compiled already."""
+
     def start(self, turn: Turn, prompt: Prompt, sampling: Sampling) -> None:
         """Gives an admitted turn its slot; a known prefix is copied in, not computed again."""
         self._speakers[turn] = Speaker(self.model.spec, prompt, sampling)
@@ -130,8 +133,8 @@ class TorchRunner:
         top_k = self._tensor([s[1].sampling.top_k if s else 1 for s in slots])
         heat = [s[1].sampling.temperature if s else 0.0 for s in slots]
         temperature = self._tensor(heat, torch.float32)
-        noise = np.stack([s[1].noise.next_frame() if s else self._silence for s in slots])
-        noise = torch.from_numpy(noise).to(self.device)
+        drawn = np.stack([s[1].noise.next_frame() if s else self._silence for s in slots])
+        noise = torch.from_numpy(drawn).to(self.device)
         max_top_k = max((s.sampling.top_k for _, s in by_slot.values()), default=1)
 
         def pick(logits: Tensor, codebook: int) -> Tensor:

@@ -83,6 +83,10 @@ class Handle:
         return len(self._frames)
 
     @property
+    def has_sound(self) -> bool:
+        return self._ttfa_s is not None
+
+    @property
     def is_done(self) -> bool:
         return self._speech is not None or self._error is not None
 

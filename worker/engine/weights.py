@@ -1,7 +1,7 @@
-"""A checkpoint's tensors, arranged as the model multiplies by them; and what a checkpoint must hold.
+"""A checkpoint's tensors, arranged as the model multiplies by them; and what it must hold.
 
 q, k, v and gate, up are fused, so that each input is read once. The depth decoder's embedding is
-projected once, which saves a product in 31 of its 32 passes. Knows names and shapes; knows no files.
+projected once, which saves a product in 31 of 32 passes. Knows names and shapes; knows no files.
 """
 
 from __future__ import annotations

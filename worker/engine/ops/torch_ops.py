@@ -34,7 +34,7 @@ class TorchOps:
 
     def split_heads(self, x: Tensor, counts: Sequence[int], head_dim: int) -> tuple[Tensor, ...]:
         heads = x.view(*x.shape[:2], -1, head_dim).transpose(1, 2)
-        return heads.split(list(counts), dim=1)
+        return torch.split(heads, list(counts), dim=1)
 
     def merge_heads(self, x: Tensor) -> Tensor:
         return x.transpose(1, 2).flatten(2)
