@@ -5,8 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from worker.device import Precision, open_engine
+from worker.device import open_engine
 from worker.engine.engine import Engine, EngineConfig
+from worker.engine.errors import PrecisionUnavailable
+from worker.precision import Asked
 
 
 class FakeCard:
@@ -33,7 +35,7 @@ def test_auto_takes_cuda_in_bf16_where_it_is() -> None:
     card = FakeCard()
     opened = open_engine(card.build, CONFIG, "auto", is_cuda_there=lambda: True)
     assert (opened.device, opened.fallback) == ("cuda:0", None)
-    assert card.built[0].dtype is torch.bfloat16
+    assert card.built[0].precision == "bf16"
 
 
 def test_auto_takes_the_cpu_without_a_word_where_there_is_no_cuda() -> None:
@@ -79,12 +81,25 @@ def test_a_bug_is_not_taken_for_a_card(error: Exception) -> None:
 
 
 @pytest.mark.parametrize(
-    ("precision", "dtype"),
-    [("auto", torch.float32), ("fp32", torch.float32), ("bf16", torch.bfloat16)],
+    ("asked", "backend", "precision"),
+    [
+        ("auto", "openvino", "int8"),
+        ("int4", "openvino", "int4"),
+        ("fp32", "torch", "fp32"),
+        ("bf16", "torch", "bf16"),
+    ],
 )
 def test_the_cpu_speaks_in_the_precision_that_was_asked_for(
-    precision: Precision, dtype: torch.dtype
+    asked: Asked, backend: str, precision: str
 ) -> None:
     card = FakeCard()
-    open_engine(card.build, CONFIG, "cpu", precision)
-    assert card.built[0].dtype is dtype
+    open_engine(card.build, CONFIG, "cpu", asked)
+    assert (card.built[0].backend, card.built[0].precision) == (backend, precision)
+
+
+def test_a_precision_that_the_card_cannot_run_is_refused_and_not_replaced() -> None:
+    card = FakeCard()
+    with pytest.raises(PrecisionUnavailable, match="CPU only"):
+        open_engine(card.build, CONFIG, "auto", "int8", is_cuda_there=lambda: True)
+    assert card.built == []
+    assert open_engine(card.build, CONFIG, "cuda", "int8", lambda: False).device == "cpu"

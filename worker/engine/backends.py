@@ -1,9 +1,8 @@
-"""Which runner serves a device and precision, and whether it fits. Knows both; knows no settings."""
+"""Which runner serves a device and precision, and whether it fits. Knows no settings."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from math import prod
 from pathlib import Path
 from typing import Literal, TypedDict
 
@@ -11,24 +10,14 @@ import torch
 from typing_extensions import Unpack
 
 from worker.engine.checkpoint import Checkpoint
-from worker.engine.memory import check_memory, free_memory
+from worker.engine.memory import check_memory, free_memory, openvino_bytes, torch_bytes
 from worker.engine.pack import PackPrecision
 from worker.engine.runner import Runner
-from worker.engine.spec import CsmSpec
 from worker.engine.torch_runner import TorchRunner, torch_model
-from worker.engine.weights import BACKBONE, csm_shapes
 
 Backend = Literal["torch", "openvino"]
 Precision = PackPrecision | Literal["bf16"]
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
-BYTES = {
-    "fp32": 4.0,
-    "bf16": 2.0,
-    "int8": 1.0,
-    "int4": 0.54,
-}  # a weight, its share of scales included
-PASS_BYTES = 2_400_000  # what a compiled graph keeps for one layer of one depth pass, measured
-PROCESS_BYTES = 700_000_000  # libraries, the codec and its buffers, measured
 
 
 class Room(TypedDict):
@@ -51,10 +40,10 @@ def open_runner(
 ) -> Runner:
     """Raises `MemoryTooSmall` (on the CPU; CUDA tells by failing) and `PackInvalid`."""
     if device == "cpu":
+        need = torch_bytes if backend == "torch" else openvino_bytes
+        spec, positions = checkpoint.spec, room["max_positions"]
         check_memory(
-            lambda n: bytes_needed(checkpoint.spec, backend, precision, n, room["max_positions"]),
-            room["num_slots"],
-            free_memory(),
+            lambda slots: need(spec, precision, slots, positions), room["num_slots"], free_memory()
         )
     num_codes = checkpoint.codec_spec.codebook_size
     if backend == "openvino":
@@ -66,27 +55,6 @@ def open_runner(
     weights = _Cast(checkpoint.weights, torch.device(device), DTYPES[precision])
     model = torch_model(checkpoint.spec, weights)
     return TorchRunner(model, num_codes=num_codes, **room)
-
-
-def bytes_needed(
-    spec: CsmSpec, backend: Backend, precision: Precision, num_slots: int, max_positions: int
-) -> int:
-    """An estimate for the CPU: weights, compiled graphs, and slots with every position in use."""
-    sizes = {name: prod(shape) for name, shape in csm_shapes(spec).items() if len(shape) > 1}
-    backbone = sum(n for name, n in sizes.items() if name.startswith(f"{BACKBONE}layers"))
-    tables = sum(n for name, n in sizes.items() if "embed" in name and "projector" not in name)
-    frame = sum(sizes.values()) - backbone - tables
-    rows = num_slots * min(max_positions, spec.backbone.max_positions)
-    row_values = 2 * spec.backbone.num_layers * spec.backbone.num_kv_heads * spec.backbone.head_dim
-    if backend == "torch":
-        weights = (backbone + tables + frame) * BYTES[precision]
-        return int(PROCESS_BYTES + weights + rows * row_values * BYTES[precision])
-    from worker.engine.openvino_runner import buckets
-
-    passes = spec.depth.num_layers * (spec.num_codebooks - 1)
-    graph = frame * BYTES[precision] + passes * PASS_BYTES
-    weights = backbone * BYTES[precision] + len(buckets(num_slots)) * graph
-    return int(PROCESS_BYTES + weights + rows * row_values * 4)
 
 
 class _Cast(Mapping[str, torch.Tensor]):

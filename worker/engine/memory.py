@@ -7,10 +7,18 @@ use. Knows shapes and the kernel's files; knows no tensors.
 from __future__ import annotations
 
 from collections.abc import Callable
+from math import prod
 from pathlib import Path
 
 from worker.engine.errors import MemoryTooSmall
+from worker.engine.runner import buckets
+from worker.engine.spec import CsmSpec
+from worker.engine.weights import BACKBONE, csm_shapes
 
+# a weight in bytes, with its share of the scales
+BYTES = {"fp32": 4.0, "bf16": 2.0, "int8": 1.0, "int4": 0.54}
+PASS_BYTES = 2_400_000  # what a compiled graph keeps for one layer of one depth pass, measured
+PROCESS_BYTES = 700_000_000  # libraries, the codec and its buffers, measured
 MEMINFO = Path("/proc/meminfo")
 CGROUP = Path("/sys/fs/cgroup")
 
@@ -49,6 +57,35 @@ def _free_in_container(cgroup: Path) -> int | None:
         return None
     stat = dict(line.split() for line in (cgroup / "memory.stat").read_text().splitlines())
     return int(limit.read_text()) - int(used.read_text()) + int(stat.get("inactive_file", 0))
+
+
+def torch_bytes(spec: CsmSpec, precision: str, num_slots: int, max_positions: int) -> int:
+    """An estimate of what PyTorch needs on the CPU: weights, and slots with every position kept."""
+    weights = sum(_weights(spec)) * BYTES[precision]
+    return int(PROCESS_BYTES + weights + _slots(spec, num_slots, max_positions, BYTES[precision]))
+
+
+def openvino_bytes(spec: CsmSpec, precision: str, num_slots: int, max_positions: int) -> int:
+    """The same of OpenVINO, whose embeddings stay in the mapped file, as the checkpoint's do."""
+    backbone, frame, _ = _weights(spec)
+    passes = spec.depth.num_layers * (spec.num_codebooks - 1)
+    graphs = len(buckets(num_slots)) * (frame * BYTES[precision] + passes * PASS_BYTES)
+    weights = backbone * BYTES[precision] + graphs
+    return int(PROCESS_BYTES + weights + _slots(spec, num_slots, max_positions, BYTES["fp32"]))
+
+
+def _weights(spec: CsmSpec) -> tuple[int, int, int]:
+    """How many the backbone has, a frame's depth decoder and heads, and the embeddings."""
+    sizes = {name: prod(shape) for name, shape in csm_shapes(spec).items()}
+    backbone = sum(n for name, n in sizes.items() if name.startswith(f"{BACKBONE}layers"))
+    tables = sum(n for name, n in sizes.items() if "embed_" in name)
+    return backbone, sum(sizes.values()) - backbone - tables, tables
+
+
+def _slots(spec: CsmSpec, num_slots: int, max_positions: int, value_bytes: float) -> float:
+    stack = spec.backbone
+    row = 2 * stack.num_layers * stack.num_kv_heads * stack.head_dim * value_bytes
+    return num_slots * min(max_positions, stack.max_positions) * row
 
 
 def _gb(count: int) -> str:

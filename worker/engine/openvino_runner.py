@@ -21,7 +21,7 @@ from worker.engine.kv import PrefixCache
 from worker.engine.openvino_graphs import PAGING, GraphSource, backbone_graph, frame_graph
 from worker.engine.pack import PackPrecision, open_pack
 from worker.engine.prompt import NO_TEXT, Prompt
-from worker.engine.runner import Codes, Speaker
+from worker.engine.runner import Codes, Speaker, buckets, frame_top_k
 from worker.engine.sampling import Sampling
 from worker.engine.scheduler import Batch, Prefill, Turn
 from worker.engine.spec import TransformerSpec
@@ -29,7 +29,6 @@ from worker.engine.weights import embeddings
 
 Floats = npt.NDArray[np.float32]
 Ints = npt.NDArray[np.int32]
-USUAL_TOP_K = 64  # graphs are made for so many; a larger top_k gets one of its own, when asked for
 
 
 @dataclass(frozen=True)
@@ -155,8 +154,7 @@ class OpenvinoRunner:
         return dict(zip(turns, request.run(), strict=False))
 
     def _limit(self, top_k: int) -> int:
-        num_codes = self.model.source.num_codes
-        return min(USUAL_TOP_K, num_codes) if top_k <= USUAL_TOP_K else num_codes
+        return frame_top_k(top_k, self.model.source.num_codes)
 
     def _frame_request(self, size: int, limit: int) -> _FrameRequest:
         if (size, limit) not in self._frames:  # the engine's thread never waits for a compilation
@@ -296,18 +294,6 @@ class _FrameRequest:
         self._request.infer()
         codes: npt.NDArray[np.int64] = self._request.get_output_tensor(0).data.astype(np.int64)
         return codes
-
-
-def buckets(num_slots: int) -> list[int]:
-    """The batch sizes that graphs are made for: 1, 4, 8, 16 and so on, up to the slots there are.
-
-    Each takes seconds to compile and keeps its own copy of the depth decoder. Two or three slots
-    cost little less than four.
-    """
-    sizes = [1]
-    while sizes[-1] < num_slots:
-        sizes.append(min(max(4, 2 * sizes[-1]), num_slots))
-    return sizes
 
 
 def _sums(counts: list[int]) -> Ints:

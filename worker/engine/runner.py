@@ -18,6 +18,29 @@ from worker.engine.spec import CsmSpec
 Codes = npt.NDArray[np.int64]  # (K,), one frame
 
 
+USUAL_TOP_K = 64
+
+
+def frame_top_k(top_k: int, num_codes: int) -> int:
+    """The bound on top-k that a frame is made for: the usual one, or every code.
+
+    It is part of the frame's shape, so there are only two, and a larger top-k is rare.
+    """
+    return min(USUAL_TOP_K, num_codes) if top_k <= USUAL_TOP_K else num_codes
+
+
+def buckets(num_slots: int) -> list[int]:
+    """The batch sizes that graphs are made for: 1, 4, 8, 16 and so on, up to the slots there are.
+
+    Each takes seconds to compile and keeps its own copy of the depth decoder. Two or three slots
+    cost little less than four.
+    """
+    sizes = [1]
+    while sizes[-1] < num_slots:
+        sizes.append(min(max(4, 2 * sizes[-1]), num_slots))
+    return sizes
+
+
 class Speaker:
     """What one slot's utterance needs beside its keys and values."""
 
