@@ -256,10 +256,15 @@ def test_the_metrics_tell_the_same_to_prometheus(
     client: TestClient, store: JobStore, redis_server: fakeredis.FakeServer
 ) -> None:
     submit(store)
-    store.heartbeat(a_worker("w1"))
+    store.heartbeat(a_worker("w1", prefix_hits=7, prefix_misses=2, prefix_bytes=4096))
     text = client.get("/metrics").text
     assert 'echoforge_jobs{status="queued"} 1.0' in text
     assert 'echoforge_worker_slots{device="cpu",model="csm-tiny",state="ready",worker="w1"}' in text
+    of_worker = 'device="cpu",model="csm-tiny"'
+    for result, count in (("hit", 7), ("miss", 2)):
+        labels = f'{of_worker},result="{result}",state="ready",worker="w1"'
+        assert f"echoforge_prefix_lookups_total{{{labels}}} {count}.0" in text
+    assert f'echoforge_prefix_cache_bytes{{{of_worker},state="ready",worker="w1"}} 4096.0' in text
     redis_server.connected = False
     assert client.get("/metrics").status_code == 503
 

@@ -10,6 +10,7 @@ import torch
 from transformers import CsmForConditionalGeneration
 
 from tests.checkpoints import LLAMA3, random_model, tiny_config, write_original, write_transformers
+from worker.engine.backends import Backend
 from worker.engine.checkpoint import Checkpoint, load_checkpoint
 from worker.engine.csm import Csm
 from worker.engine.engine import Engine, EngineConfig
@@ -19,6 +20,7 @@ from worker.engine.utterance import Segment, Utterance
 
 RESERVED = [2048, 2049, 2050]  # codes that the codec does not have; the engine never says them
 NUM_FRAMES = 25
+ON_BOTH = pytest.mark.parametrize("backend", ["torch", "openvino"])
 
 
 @pytest.fixture(scope="module", params=["default", "llama3"])
@@ -92,28 +94,30 @@ def greedy_of_transformers(
     return codes[0].numpy()
 
 
-def greedy_of_engine(checkpoint: Checkpoint, utterance: Utterance) -> np.ndarray:
-    engine = Engine(checkpoint, EngineConfig(num_slots=2, max_positions=256, prefill_rows=16))
-    engine.start()
+def greedy_of_engine(checkpoint: Checkpoint, utterance: Utterance, backend: Backend) -> np.ndarray:
+    config = EngineConfig(num_slots=2, max_positions=256, prefill_rows=16, backend=backend)
+    engine = Engine(checkpoint, config).start()
     try:
         return engine.submit(utterance).result(timeout_s=120).codes
     finally:
         engine.stop()
 
 
+@ON_BOTH
 def test_greedy_codes_are_transformers(
-    pair: tuple[CsmForConditionalGeneration, Checkpoint],
+    pair: tuple[CsmForConditionalGeneration, Checkpoint], backend: Backend
 ) -> None:
     model, checkpoint = pair
     ids = checkpoint.tokenizer.encode("The parity of codes.", 3)
     said = Utterance("The parity of codes.", 3, Sampling(temperature=0), max_frames=NUM_FRAMES)
-    ours = greedy_of_engine(checkpoint, said)
+    ours = greedy_of_engine(checkpoint, said, backend)
     assert np.array_equal(ours, greedy_of_transformers(model, ids, NUM_FRAMES))
     assert len(np.unique(ours)) > 50
 
 
+@ON_BOTH
 def test_greedy_codes_with_audio_context_are_transformers(
-    pair: tuple[CsmForConditionalGeneration, Checkpoint],
+    pair: tuple[CsmForConditionalGeneration, Checkpoint], backend: Backend
 ) -> None:
     model, checkpoint = pair
     audio = np.random.default_rng(0).normal(0, 0.3, 1920 * 9 + 700).astype(np.float32)
@@ -123,7 +127,7 @@ def test_greedy_codes_with_audio_context_are_transformers(
     context = (Segment(1, "Said before.", audio=audio),)
     said = Utterance("And now.", 2, Sampling(temperature=0), context, max_frames=NUM_FRAMES)
     theirs = greedy_of_transformers(model, ids, NUM_FRAMES, audio)
-    assert np.array_equal(greedy_of_engine(checkpoint, said), theirs)
+    assert np.array_equal(greedy_of_engine(checkpoint, said, backend), theirs)
 
 
 @pytest.mark.parametrize("pickled", [False, True], ids=["safetensors", "ckpt.pt"])
