@@ -7,7 +7,8 @@ the language model or schedules. Source: Defossez et al. 2024, Moshi, arXiv:2410
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -25,13 +26,12 @@ from worker.engine.mimi_spec import (
     mimi_shapes,
     upsample_conv,
 )
-from worker.engine.mimi_state import MimiState
+from worker.engine.mimi_state import Memory, MimiState, Turn
 
 STREAM_CHUNK = 16  # frames: the largest chunk a stream decodes at once; its ring leaves that room
 CLIP_CHUNK = 64  # frames: what a whole clip is cut into, so that a long one needs no more memory
 
 _MIN_USAGE = 1e-5
-_WIDE = 400_000  # in x out channels from which one product beats conv1d, which reads all per row
 
 
 class Mimi:
@@ -47,9 +47,9 @@ class Mimi:
         self._weights = _checked(spec, weights)
         self._encoder, self._decoder = encoder_stack(spec), decoder_stack(spec)
         self._downsample, self._upsample = downsample_conv(spec), upsample_conv(spec)
-        for conv in (self._upsample, *convs_of(self._decoder)):
-            if conv.is_transposed:
-                self._weights |= _as_causal(conv, self._weights)
+        self.decoder_convs = (self._upsample, *convs_of(self._decoder))
+        convs = (*convs_of(self._encoder), self._downsample, *self.decoder_convs)
+        self._products = {conv.name: _as_product(conv, self._weights) for conv in convs}
         num_acoustic = spec.num_quantizers - spec.num_semantic_quantizers
         self._codebooks = {
             "semantic": self._stacked_codebooks("semantic", spec.num_semantic_quantizers),
@@ -75,8 +75,9 @@ class Mimi:
         rows = torch.arange(len(audio), device=self._device)
         convs = convs_of(self._encoder)
         state = MimiState(self.spec, convs, len(audio), num_positions, self._device)
-        x = self._run_stack(self._encoder, audio[:, None], state, rows)
-        x = self._run_transformer("encoder_transformer", x, state, rows)
+        memory = Turn(state, rows, num_positions)
+        x = self._run_stack(self._encoder, audio[..., None], memory)
+        x = self._run_transformer("encoder_transformer", x, memory)
         return self._quantize(self._run_downsample(x))
 
     def decode(self, codes: Tensor) -> Tensor:
@@ -86,9 +87,8 @@ class Mimi:
 
     def new_state(self, num_slots: int, max_chunk: int = STREAM_CHUNK) -> MimiState:
         """Fresh streams for `decode_step`; longer inputs are cut into `max_chunk` frames."""
-        convs = (self._upsample, *convs_of(self._decoder))
         max_positions = max_chunk * self.spec.latent_stride
-        return MimiState(self.spec, convs, num_slots, max_positions, self._device)
+        return MimiState(self.spec, self.decoder_convs, num_slots, max_positions, self._device)
 
     def decode_step(self, codes: Tensor, state: MimiState, rows: Tensor) -> Tensor:
         """Decodes the next T >= 1 frames of the slots `rows`; only their state moves.
@@ -105,103 +105,88 @@ class Mimi:
         return torch.cat([self._decode_chunk(chunk, state, rows) for chunk in chunks], dim=1)
 
     def _decode_chunk(self, codes: Tensor, state: MimiState, rows: Tensor) -> Tensor:
-        x = self._run_conv(self._upsample, self._dequantize(codes), state, rows)
-        x = self._run_transformer("decoder_transformer", x, state, rows)
-        return self._run_stack(self._decoder, x, state, rows)[:, 0]
+        num_positions = codes.shape[2] * self.spec.latent_stride
+        audio = self.decode_layers(codes, Turn(state, rows, num_positions))
+        state.advance(rows, num_positions)
+        return audio
 
-    # Convolutions: (R, channels, steps)
+    def decode_layers(self, codes: Tensor, memory: Memory) -> Tensor:
+        """The decoder itself, behind whatever `memory` holds: codes (R, num_quantizers, T) ->
+        (R, T * frame_size). Can be traced, with all but the numbers of layers and widths open.
+        """
+        x = self._run_conv(self._upsample, self._dequantize(codes), memory)
+        x = self._run_transformer("decoder_transformer", x, memory)
+        return self._run_stack(self._decoder, x, memory)[..., 0]
 
-    def _run_stack(self, stack: Stack, x: Tensor, state: MimiState, rows: Tensor) -> Tensor:
+    # Convolutions: (R, steps, channels)
+
+    def _run_stack(self, stack: Stack, x: Tensor, memory: Memory) -> Tensor:
         for layer in stack:
             if isinstance(layer, Residual):
-                x = x + self._run_stack(layer.convs, x, state, rows)
+                x = x + self._run_stack(layer.convs, x, memory)
             else:
-                x = self._run_conv(layer, x, state, rows)
+                x = self._run_conv(layer, x, memory)
         return x
 
-    def _run_conv(self, conv: Conv, x: Tensor, state: MimiState, rows: Tensor) -> Tensor:
+    def _run_conv(self, conv: Conv, x: Tensor, memory: Memory) -> Tensor:
         x = F.elu(x) if conv.is_after_elu else x
-        if not conv.is_transposed and (missing := -x.shape[-1] % conv.stride):
-            x = F.pad(x, (0, missing))  # the end of a clip
-        if conv.context:
-            x = torch.cat([state.carry(conv.name, rows), x], dim=-1)
-            state.keep(conv.name, rows, x[..., -conv.context :])
-        weight, bias = self._weights[f"{conv.name}.weight"], self._weights.get(f"{conv.name}.bias")
-        if conv.is_transposed:
-            return _interleaved(_convolved(x, weight, bias, 1, 1, conv.groups), conv.stride)
-        return _convolved(x, weight, bias, conv.stride, conv.dilation, conv.groups)
+        if not conv.is_transposed and conv.stride > 1:
+            end = -x.shape[1] % conv.stride  # of a clip
+            x = _folded(F.pad(x, (0, 0, 0, end)), conv.stride)
+        x = memory.joined(conv.name, x) if conv.context else x
+        x = self._products[conv.name](x)
+        return _unfolded(x, conv.out_channels) if conv.is_transposed else x
 
     def _run_downsample(self, x: Tensor) -> Tensor:
         conv = self._downsample
-        x = F.pad(x, (conv.context, -x.shape[-1] % conv.stride), mode="replicate")
-        return F.conv1d(x, self._weights[f"{conv.name}.weight"], stride=conv.stride)
+        first = x[:, :1].expand(-1, conv.context, -1)
+        last = x[:, -1:].expand(-1, -x.shape[1] % conv.stride, -1)
+        x = torch.cat([first, x, last], dim=1)
+        return self._products[conv.name](_folded(x, conv.stride))
 
-    # Transformer: (R, positions, width) inside
+    # Transformer: (R, positions, width), and (R, heads, positions, head_dim) in attention
 
-    def _run_transformer(self, half: str, x: Tensor, state: MimiState, rows: Tensor) -> Tensor:
-        x = x.transpose(1, 2)
-        positions = state.next_positions(rows, x.shape[1])
-        turn, visible = self._rotation(positions), state.visible(positions)
+    def _run_transformer(self, half: str, x: Tensor, memory: Memory) -> Tensor:
+        turn = self._rotation(memory.positions)
         for layer in range(self.spec.num_hidden_layers):
             name = f"{half}.layers.{layer}"
-            query, key, value = self._project(name, x, turn)
-            keys, values = state.extend(layer, rows, positions, key, value)
-            x = x + self._attend(name, query, keys, values, visible)
+            query, key, value = self._project(name, x)
+            mixed = memory.attend(layer, _rotate(query, turn), _rotate(key, turn), value)
+            mixed = self._linear(f"{name}.self_attn.o_proj", mixed.transpose(1, 2).flatten(2))
+            x = x + mixed * self._weights[f"{name}.self_attn_layer_scale.scale"]
             x = x + self._feed_forward(name, x)
-        state.advance(rows, x.shape[1])
-        return x.transpose(1, 2)
+        return x
 
-    def _project(
-        self, name: str, x: Tensor, turn: tuple[Tensor, Tensor]
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Query, key and value (R, positions, heads, head_dim), the first two rotated."""
+    def _project(self, name: str, x: Tensor) -> list[Tensor]:
+        """Query, key and value."""
         x = self._norm(f"{name}.input_layernorm", x)
-        query, key, value = (
-            F.linear(x, self._weights[f"{name}.self_attn.{part}_proj.weight"]).view(
-                *x.shape[:2], -1, self.spec.head_dim
-            )
-            for part in "qkv"
-        )
-        return _rotate(query, turn), _rotate(key, turn), value
-
-    def _attend(
-        self, name: str, query: Tensor, keys: Tensor, values: Tensor, visible: Tensor
-    ) -> Tensor:
-        is_grouped = self.spec.num_key_value_heads != self.spec.num_attention_heads
-        mixed = F.scaled_dot_product_attention(
-            query.transpose(1, 2),
-            keys.transpose(1, 2),
-            values.transpose(1, 2),
-            attn_mask=visible,
-            enable_gqa=is_grouped,
-        )
-        out = F.linear(
-            mixed.transpose(1, 2).flatten(2), self._weights[f"{name}.self_attn.o_proj.weight"]
-        )
-        return out * self._weights[f"{name}.self_attn_layer_scale.scale"]
+        projected = (self._linear(f"{name}.self_attn.{part}_proj", x) for part in "qkv")
+        return [p.unflatten(2, (-1, self.spec.head_dim)).transpose(1, 2) for p in projected]
 
     def _feed_forward(self, name: str, x: Tensor) -> Tensor:
         x = self._norm(f"{name}.post_attention_layernorm", x)
-        x = F.gelu(F.linear(x, self._weights[f"{name}.mlp.fc1.weight"]))
-        x = F.linear(x, self._weights[f"{name}.mlp.fc2.weight"])
-        return x * self._weights[f"{name}.mlp_layer_scale.scale"]
+        x = F.gelu(self._linear(f"{name}.mlp.fc1", x))
+        return self._linear(f"{name}.mlp.fc2", x) * self._weights[f"{name}.mlp_layer_scale.scale"]
+
+    def _linear(self, name: str, x: Tensor) -> Tensor:
+        return F.linear(x, self._weights[f"{name}.weight"])
 
     def _norm(self, name: str, x: Tensor) -> Tensor:
         weight, bias = self._weights[f"{name}.weight"], self._weights[f"{name}.bias"]
         return F.layer_norm(x, weight.shape, weight, bias, self.spec.norm_eps)
 
     def _rotation(self, positions: Tensor) -> tuple[Tensor, Tensor]:
-        """Cosine and sine (R, positions, 1, head_dim / 2)."""
-        angles = positions[..., None, None].float() * self._inverse_frequencies
+        """Cosine and sine (R, 1, positions, head_dim / 2)."""
+        angles = positions[:, None, :, None].float() * self._inverse_frequencies
         return angles.cos(), angles.sin()
 
-    # Split residual vector quantiser: (B, hidden_size, frames) <-> (B, num_quantizers, frames)
+    # Split residual vector quantiser: (B, frames, hidden_size) <-> (B, num_quantizers, frames)
 
     def _quantize(self, latents: Tensor) -> Tensor:
         codes = [
             code
             for kind, codebooks in self._codebooks.items()
-            for code in _nearest(self._projected(kind, "input", latents).transpose(1, 2), codebooks)
+            for code in _nearest(self._projected(kind, "input", latents), codebooks)
         ]
         return torch.stack(codes, dim=1)
 
@@ -214,13 +199,13 @@ class Mimi:
         table = self._codebooks[kind]
         first = torch.arange(len(table), device=codes.device)[:, None] * self.spec.codebook_size
         vectors = F.embedding(codes + first, table.flatten(0, 1)).sum(dim=1)  # (B, frames, dim)
-        return self._projected(kind, "output", vectors.transpose(1, 2))
+        return self._projected(kind, "output", vectors)
 
     def _projected(self, kind: str, side: str, x: Tensor) -> Tensor:
         if not self.spec.has_quantizer_projections:
             return x
         name = f"quantizer.{kind}_residual_vector_quantizer.{side}_proj.weight"
-        return F.conv1d(x, self._weights[name])
+        return F.linear(x, self._weights[name][..., 0])
 
     def _stacked_codebooks(self, kind: str, count: int) -> Tensor:
         """(codebooks, codebook_size, codebook_dim): each vector is the mean of what it took."""
@@ -243,37 +228,83 @@ def _checked(spec: MimiSpec, weights: Mapping[str, Tensor]) -> dict[str, Tensor]
     return checked
 
 
-def _as_causal(conv: Conv, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A transposed convolution's weights as those of a causal one that puts out a stride of steps
-    at once, as (out_channels * stride) channels: the polyphase form, with no tail to add up later.
+@dataclass(frozen=True)
+class _Product:
+    """A convolution of stride 1 as one product, of x (R, steps + reach, in) -> (R, steps, out).
+
+    Either the taps' inputs stand side by side, weight (out, taps * in), or the taps' outputs do and
+    are summed, weight (taps * out, in): whichever moves less.
     """
-    weight, groups, stride = weights[f"{conv.name}.weight"], conv.groups, conv.stride
-    phases = weight.view(groups, conv.in_channels // groups, -1, conv.context + 1, stride)
-    phases = phases.permute(0, 2, 4, 1, 3).flip(-1)  # (groups, out, stride, in, taps)
-    causal = {f"{conv.name}.weight": phases.reshape(-1, *phases.shape[-2:])}
-    if conv.has_bias:
-        causal[f"{conv.name}.bias"] = weights[f"{conv.name}.bias"].repeat_interleave(stride)
-    return causal
+
+    weight: Tensor
+    bias: Tensor | None
+    num_taps: int
+    dilation: int
+    sums_outputs: bool
+
+    def __call__(self, x: Tensor) -> Tensor:
+        if self.num_taps == 1:
+            return F.linear(x, self.weight, self.bias)
+        if not self.sums_outputs:
+            return F.linear(torch.cat(self._shifted([x] * self.num_taps), -1), self.weight, self.bias)
+        outputs = F.linear(x, self.weight, self.bias).chunk(self.num_taps, dim=-1)
+        first, *others = self._shifted(outputs)
+        for other in others:
+            first = first + other
+        return first
+
+    def _shifted(self, taps: Sequence[Tensor]) -> list[Tensor]:
+        """Each tap's steps of (R, steps + reach, channels) tensors."""
+        steps = taps[0].shape[1] - (self.num_taps - 1) * self.dilation
+        starts = (tap * self.dilation for tap in range(self.num_taps))
+        return [x[:, start : start + steps] for x, start in zip(taps, starts, strict=True)]
 
 
-def _interleaved(x: Tensor, stride: int) -> Tensor:
-    """(R, channels * stride, steps) -> (R, channels, steps * stride)"""
-    return x.reshape(len(x), -1, stride, x.shape[-1]).transpose(2, 3).flatten(2)
+def _as_product(conv: Conv, weights: dict[str, Tensor]) -> _Product:
+    """Takes a convolution's weights out of `weights`. A stride of inputs is folded into one step
+    before it; a transposed one puts out a stride of steps at once, as its channels: the polyphase
+    form, with no tail to add up later.
+    """
+    weight, bias = weights.pop(f"{conv.name}.weight"), weights.pop(f"{conv.name}.bias", None)
+    taps = _transposed_taps(conv, weight) if conv.is_transposed else _taps(conv, weight)
+    num_taps, num_out, num_in = taps.shape
+    if bias is not None and conv.is_transposed:
+        bias = bias.repeat(conv.stride)
+    sums_outputs = num_out < num_in
+    if not sums_outputs:
+        taps = taps.transpose(0, 1).flatten(1)
+    elif bias is not None:
+        bias = torch.cat([bias, bias.new_zeros((num_taps - 1) * num_out)])  # once, not per tap
+    weight = taps.flatten(0, -2).contiguous()
+    return _Product(weight, bias, num_taps, conv.dilation, sums_outputs)
 
 
-def _convolved(
-    x: Tensor, weight: Tensor, bias: Tensor | None, stride: int, dilation: int, groups: int
-) -> Tensor:
-    num_out, num_in, kernel = weight.shape
-    is_plain = stride == dilation == groups == 1
-    if not is_plain or num_out * num_in < _WIDE:
-        return F.conv1d(x, weight, bias, stride, 0, dilation, groups)
-    windows = x.unfold(2, kernel, 1).transpose(1, 2).flatten(2)  # (R, steps, in * kernel)
-    return F.linear(windows, weight.flatten(1), bias).transpose(1, 2)
+def _taps(conv: Conv, weight: Tensor) -> Tensor:
+    """(out, in, kernel) -> (taps, out, stride * in)"""
+    return weight.unflatten(2, (-1, conv.stride)).permute(2, 0, 3, 1).flatten(2)
+
+
+def _transposed_taps(conv: Conv, weight: Tensor) -> Tensor:
+    """(in, out / groups, kernel) -> (taps, stride * out, in), zero between groups."""
+    groups = conv.groups
+    phases = weight.view(groups, conv.in_channels // groups, -1, conv.context + 1, conv.stride)
+    phases = phases.permute(3, 4, 0, 2, 1).flip(0)  # (taps, stride, groups, out, in)
+    is_own = torch.eye(groups, device=weight.device)[:, None, :, None]
+    return (phases[..., None, :] * is_own).flatten(4, 5).flatten(1, 3)
+
+
+def _folded(x: Tensor, stride: int) -> Tensor:
+    """(R, steps * stride, channels) -> (R, steps, stride * channels)"""
+    return x.reshape(x.shape[0], -1, stride * x.shape[2])
+
+
+def _unfolded(x: Tensor, channels: int) -> Tensor:
+    """(R, steps, stride * channels) -> (R, steps * stride, channels)"""
+    return x.reshape(x.shape[0], -1, channels)
 
 
 def _rotate(x: Tensor, turn: tuple[Tensor, Tensor]) -> Tensor:
-    """Rotary embedding, halves paired: x (R, positions, heads, head_dim)."""
+    """Rotary embedding, halves paired: x (R, heads, positions, head_dim)."""
     cosine, sine = turn
     low, high = x.chunk(2, dim=-1)
     return torch.cat([low * cosine - high * sine, high * cosine + low * sine], dim=-1)
