@@ -288,7 +288,7 @@ def test_the_pool_lasts_when_all_slots_are_full_while_the_kept_prefixes_change(
     ),
     kept_blocks=st.integers(0, 4),
 )
-@settings(deadline=None, max_examples=40)
+@settings(deadline=None, max_examples=20)
 def test_the_pool_never_runs_dry_whatever_comes(
     tiny: Checkpoint,
     model: OpenvinoModel,

@@ -65,7 +65,7 @@ def a_runner(tiny: Checkpoint, capture: Recording | None = None) -> TorchRunner:
 
 
 def spoken(runner: TorchRunner, num_frames: int = 12) -> list[np.ndarray]:
-    """Three utterances that join one after the other; the longest crosses from one span to the next."""
+    """Three utterances that join one after the other; the longest crosses into the next span."""
     scheduler = Scheduler(3, 64, time.monotonic)
     said: dict[Turn, list[np.ndarray]] = {}
     for index, rows in enumerate((250, 20, 90)):

@@ -111,7 +111,7 @@ def test_a_pack_is_written_once(tiny: Checkpoint, tmp_path: Path) -> None:
     open_pack(tiny, "int8", tmp_path / "new" / "folder")
     [file] = (tmp_path / "new" / "folder").iterdir()
     before = file.stat()
-    again = replace(tiny, weights=FailsAtSecondLook(tiny.weights))
+    again = replace(tiny, weights=Packed(tiny.weights, fail))
     open_pack(again, "int8", tmp_path / "new" / "folder")
     after = file.stat()
     assert (after.st_ino, after.st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
@@ -159,28 +159,45 @@ def test_a_packs_file_is_mapped_into_memory_not_read(tiny: Checkpoint, tmp_path:
 # What may go wrong with it
 
 
-class FailsAtSecondLook(dict[str, Tensor]):
-    """The fingerprint reads each tensor once, and passes; the packing finds one unreadable."""
+class Packed(dict[str, Tensor]):
+    """Calls `event` while it is packed: a fingerprint reads each tensor once, packing again."""
 
-    def __init__(self, weights: dict[str, Tensor]) -> None:
+    def __init__(self, weights: dict[str, Tensor], event: Callable[[], None]) -> None:
         super().__init__(weights)
+        self._event = event
         self._seen: set[str] = set()
 
     def __getitem__(self, name: str) -> Tensor:
         if name in self._seen and "norm" in name:
-            raise OSError("the disk is gone")
+            self._event()
         self._seen.add(name)
         return super().__getitem__(name)
+
+
+def fail() -> None:
+    raise OSError("the disk is gone")
 
 
 def test_a_packing_that_fails_in_the_middle_leaves_nothing_behind(
     tiny: Checkpoint, tmp_path: Path
 ) -> None:
-    broken = replace(tiny, weights=FailsAtSecondLook(tiny.weights))
+    broken = replace(tiny, weights=Packed(tiny.weights, fail))
     with pytest.raises(OSError, match="the disk is gone"):
         open_pack(broken, "int8", tmp_path)
     assert not list(tmp_path.iterdir())
     assert_same(open_pack(tiny, "int8", tmp_path), open_pack(tiny, "int8", None))
+
+
+def test_a_pack_that_cannot_take_its_place_leaves_nothing_behind(
+    tiny: Checkpoint, tmp_path: Path
+) -> None:
+    open_pack(tiny, "int8", tmp_path)
+    [file] = tmp_path.iterdir()
+    file.unlink()
+    blocked = replace(tiny, weights=Packed(tiny.weights, lambda: file.mkdir(exist_ok=True)))
+    with pytest.raises(PackInvalid, match="cannot be written"):
+        open_pack(blocked, "int8", tmp_path)
+    assert list(tmp_path.iterdir()) == [file]
 
 
 @contextmanager

@@ -113,6 +113,13 @@ def same_bits(these: list[np.ndarray], those: list[np.ndarray]) -> bool:
     return all(np.array_equal(a, b) for a, b in zip(these, those, strict=True))
 
 
+def test_an_utterance_of_some_warmth_says_another_frame_each_time(
+    start_engine: StartEngine,
+) -> None:
+    speech = speak(start_engine(), Utterance("so", sampling=Sampling(0.9, 50, 1), max_frames=10))
+    assert len(np.unique(speech.codes, axis=0)) == 10
+
+
 def test_neighbours_do_not_change_one_bit_of_an_utterances_hidden_state(
     start_engine: StartEngine,
 ) -> None:

@@ -7,7 +7,7 @@ the language model or schedules. Source: Defossez et al. 2024, Moshi, arXiv:2410
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -161,7 +161,7 @@ class Mimi:
         """Query, key and value."""
         x = self._norm(f"{name}.input_layernorm", x)
         projected = (self._linear(f"{name}.self_attn.{part}_proj", x) for part in "qkv")
-        return [p.unflatten(2, (-1, self.spec.head_dim)).transpose(1, 2) for p in projected]
+        return [p.view(*x.shape[:2], -1, self.spec.head_dim).transpose(1, 2) for p in projected]
 
     def _feed_forward(self, name: str, x: Tensor) -> Tensor:
         x = self._norm(f"{name}.post_attention_layernorm", x)
@@ -197,7 +197,7 @@ class Mimi:
 
     def _looked_up(self, kind: str, codes: Tensor) -> Tensor:
         table = self._codebooks[kind]
-        first = torch.arange(len(table), device=codes.device)[:, None] * self.spec.codebook_size
+        first = torch.arange(table.shape[0], device=codes.device)[:, None] * self.spec.codebook_size
         vectors = F.embedding(codes + first, table.flatten(0, 1)).sum(dim=1)  # (B, frames, dim)
         return self._projected(kind, "output", vectors)
 
@@ -245,19 +245,16 @@ class _Product:
     def __call__(self, x: Tensor) -> Tensor:
         if self.num_taps == 1:
             return F.linear(x, self.weight, self.bias)
+        steps = x.shape[1] - (self.num_taps - 1) * self.dilation
+        starts = [tap * self.dilation for tap in range(self.num_taps)]
         if not self.sums_outputs:
-            return F.linear(torch.cat(self._shifted([x] * self.num_taps), -1), self.weight, self.bias)
-        outputs = F.linear(x, self.weight, self.bias).chunk(self.num_taps, dim=-1)
-        first, *others = self._shifted(outputs)
-        for other in others:
-            first = first + other
-        return first
-
-    def _shifted(self, taps: Sequence[Tensor]) -> list[Tensor]:
-        """Each tap's steps of (R, steps + reach, channels) tensors."""
-        steps = taps[0].shape[1] - (self.num_taps - 1) * self.dilation
-        starts = (tap * self.dilation for tap in range(self.num_taps))
-        return [x[:, start : start + steps] for x, start in zip(taps, starts, strict=True)]
+            windows = torch.cat([x[:, start : start + steps] for start in starts], dim=-1)
+            return F.linear(windows, self.weight, self.bias)
+        x, width = F.linear(x, self.weight, self.bias), self.weight.shape[0] // self.num_taps
+        y = x[:, :steps, :width]
+        for tap, start in enumerate(starts[1:], 1):
+            y = y + x[:, start : start + steps, tap * width : (tap + 1) * width]
+        return y
 
 
 def _as_product(conv: Conv, weights: dict[str, Tensor]) -> _Product:
@@ -281,7 +278,8 @@ def _as_product(conv: Conv, weights: dict[str, Tensor]) -> _Product:
 
 def _taps(conv: Conv, weight: Tensor) -> Tensor:
     """(out, in, kernel) -> (taps, out, stride * in)"""
-    return weight.unflatten(2, (-1, conv.stride)).permute(2, 0, 3, 1).flatten(2)
+    folded = weight.view(*weight.shape[:2], -1, conv.stride)
+    return folded.permute(2, 0, 3, 1).flatten(2)
 
 
 def _transposed_taps(conv: Conv, weight: Tensor) -> Tensor:

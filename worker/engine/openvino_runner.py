@@ -177,11 +177,12 @@ class OpenvinoRunner:
     def _read(self, sequences: list[_Sequence]) -> Floats:
         """Reads each sequence's rows; the hidden state of its last one, (sequences, W).
 
-        Two at least: a lone sequence's attention would be cut up among the threads, and round
-        otherwise. Those that make up the number write to the scratch block, and nobody hears them.
+        One sequence of several rows is always among them. Without, a few sequences' attention
+        would be cut up among many threads, and round otherwise. It writes to the scratch block.
         """
-        nobody = _Sequence(np.zeros((1, self.spec.backbone.width), np.float32), 0, [0])
-        everyone = [*sequences, *[nobody] * (2 - len(sequences))]
+        nobody = _Sequence(np.zeros((2, self.spec.backbone.width), np.float32), 0, [0])
+        is_there = any(len(s.rows) > 1 for s in sequences)
+        everyone = sequences if is_there else [*sequences, nobody]
         lengths = [len(s.rows) for s in everyone]
         begins = _sums(lengths)
         paging = (
@@ -251,8 +252,8 @@ class _PagedCaches:
     def __init__(self, spec: TransformerSpec, slot_blocks: int, prefix_bytes: int) -> None:
         shape = (spec.num_kv_heads, BLOCK_ROWS, spec.head_dim)
         self.block_bytes = 2 * spec.num_layers * 4 * int(np.prod(shape))
-        # one more for the prefix that is made while the cache is full
-        self.num_blocks = 1 + slot_blocks + 2 * (prefix_bytes // self.block_bytes)
+        # scratch, and one for a prefix that is copied before an older one goes
+        self.num_blocks = 2 + slot_blocks + prefix_bytes // self.block_bytes
         self.arrays = [
             (np.zeros((self.num_blocks, *shape), np.float32),
              np.zeros((self.num_blocks, *shape), np.float32))

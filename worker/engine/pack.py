@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
+import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -95,16 +96,30 @@ def _write(
             tensors |= {name + CODES: part.codes, name + SCALES: part.scales}
         else:
             tensors[name] = part.contiguous()
-    file.parent.mkdir(parents=True, exist_ok=True)
-    draft = file.with_name(f".{file.name}.{os.getpid()}.part")
     try:
-        save_file(tensors, draft, {"fingerprint": mark, "precision": precision})
+        _save(file, tensors, {"fingerprint": mark, "precision": precision})
+    except (OSError, SafetensorError) as e:
+        size = sum(tensor.nbytes for tensor in tensors.values()) / 1e9
+        raise PackInvalid(
+            f"the packed weights cannot be written to {file.parent} ({e}); they need"
+            f" {size:.1f} GB there: make room, or set ECHOFORGE_DATA_DIR"
+        ) from e
+    log.info("packed in %.0f s, %.2f GB", time.monotonic() - began, file.stat().st_size / 1e9)
+
+
+def _save(file: Path, tensors: dict[str, Tensor], told: dict[str, str]) -> None:
+    """Whole or not at all; of several that write at once, any one's file stays."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(prefix=f".{file.name}.", suffix=".part", dir=file.parent)
+    os.close(handle)
+    draft = Path(name)
+    try:
+        save_file(tensors, draft, told)
         with draft.open("rb") as written:
             os.fsync(written.fileno())
         draft.replace(file)
     finally:
         draft.unlink(missing_ok=True)
-    log.info("packed in %.0f s, %.2f GB", time.monotonic() - began, file.stat().st_size / 1e9)
 
 
 def _read(file: Path, mark: str, precision: PackPrecision) -> Pack:

@@ -13,6 +13,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+GREEDY_BELOW = 1e-6  # a temperature by which no logit can be divided any more
 LEAST_NOISE = np.float32(1e-9)  # below the generator's own step; its logarithm stays finite
 
 
@@ -61,7 +62,8 @@ def choose(
     limit = min(max_top_k, codes)
     best = logits.topk(limit, dim=-1).values
     kth = best.gather(1, (top_k.clamp(max=limit) - 1).unsqueeze(1))
-    heat = torch.where(temperature > 0, temperature, 1.0).unsqueeze(1)
+    is_hot = (temperature > GREEDY_BELOW).unsqueeze(1)
+    heat = torch.where(is_hot, temperature.unsqueeze(1), 1.0)
     race = logits / heat - noise[:, :codes].log()
     race = race.masked_fill(logits < kth, float("-inf"))
-    return torch.where(temperature.unsqueeze(1) > 0, race, logits).argmax(dim=-1)
+    return torch.where(is_hot, race, logits).argmax(dim=-1)

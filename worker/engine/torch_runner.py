@@ -94,7 +94,7 @@ class TorchRunner:
             self._prefill(prefill)
         if not batch.speaking:
             return {}
-        codes = self._frame(batch.speaking).cpu().numpy()
+        codes = self._frame(batch.speaking).cpu().numpy().copy()  # the next frame writes there too
         return {turn: codes[turn.slot] for turn in batch.speaking}
 
     def _prefill(self, prefill: Prefill) -> None:

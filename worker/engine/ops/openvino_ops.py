@@ -18,6 +18,7 @@ from openvino import opset15 as op
 from torch import Tensor
 
 from worker.engine.quantize import QuantisedMatrix
+from worker.engine.sampling import GREEDY_BELOW
 
 _LEAST = np.float32(np.finfo(np.float32).min)
 
@@ -151,18 +152,20 @@ class OpenvinoOps:
         logits = op.slice(logits, _ints(0), _ints(codes), _ints(1), _ints(1))
         noise = op.slice(noise, _ints(0), _ints(codes), _ints(1), _ints(1))
         limit = min(max_top_k, codes)
-        best = op.topk(logits, constant(limit, np.int32), 1, "max", "value").output(0)
+        kept = op.topk(logits, constant(limit, np.int32), 1, "max", "value").output(0)
         place = op.minimum(top_k, constant(limit, np.int32))
         place = op.unsqueeze(op.subtract(place, constant(1, np.int32)), _ints(1))
-        kth = op.gather_elements(best, place, 1)
+        kth = op.gather_elements(kept, place, 1)
         heat = op.unsqueeze(temperature, _ints(1))
-        is_hot = op.greater(heat, constant(0.0, np.float32))
+        is_hot = op.greater(heat, constant(GREEDY_BELOW, np.float32))
         race = op.divide(logits, op.select(is_hot, heat, constant(1.0, np.float32)))
         race = op.subtract(race, op.log(noise))
         race = op.select(op.less(logits, kth), constant(_LEAST, np.float32), race)
         pick = op.select(is_hot, race, logits)
-        first = op.topk(pick, constant(1, np.int32), 1, "max", "value", index_element_type="i32")
-        return op.squeeze(first.output(1), _ints(1))
+        best = op.topk(
+            pick, constant(1, np.int32), 1, "max", "value", index_element_type="i32", stable=True
+        )
+        return op.squeeze(best.output(1), _ints(1))
 
 
 def _size(x: Node, axis: int) -> int:
