@@ -29,6 +29,13 @@ class AudioStream:
         self._pending: list[list[Codes]] = [[] for _ in range(num_slots)]
         self._num_chunks = [0] * num_slots
 
+    def warm_up(self) -> None:
+        """One chunk of each size, so that no first sound waits for a shape to be made ready."""
+        for frames in CHUNK_FRAMES:
+            for _ in range(frames):
+                self.add(0, np.zeros(self._codec.spec.num_quantizers, np.int64))
+            self.decode_due({0})
+
     def start(self, slot: int) -> None:
         """Makes a slot fresh, for a new utterance."""
         self._state.reset(self._rows([slot]))

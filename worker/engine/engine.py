@@ -68,7 +68,7 @@ class Engine:
 
     def __init__(self, checkpoint: Checkpoint, config: EngineConfig) -> None:
         self.checkpoint, self.config = checkpoint, config
-        self.codec = _codec(checkpoint, config.device)
+        self.codec = _codec(checkpoint, config)
         self.runner = open_runner(
             checkpoint,
             config.backend,
@@ -83,6 +83,7 @@ class Engine:
         self.runner.warm_up()
         self.scheduler = Scheduler(config.num_slots, config.prefill_rows, time.monotonic)
         self._stream = AudioStream(self.codec, config.num_slots)
+        self._stream.warm_up()
         self._jobs: dict[Turn, _Job] = {}
         self._arrivals: deque[Turn] = deque()
         self._woken = threading.Condition()
@@ -257,9 +258,13 @@ class Engine:
         )
 
 
-def _codec(checkpoint: Checkpoint, device: str) -> Mimi:
-    weights = {n: t.to(device, torch.float32) for n, t in checkpoint.codec_weights.items()}
-    return Mimi(checkpoint.codec_spec, weights)
+def _codec(checkpoint: Checkpoint, config: EngineConfig) -> Mimi:
+    weights = {n: t.to(config.device, torch.float32) for n, t in checkpoint.codec_weights.items()}
+    if config.backend == "torch":
+        return Mimi(checkpoint.codec_spec, weights)
+    from worker.engine.openvino_codec import OpenvinoMimi
+
+    return OpenvinoMimi(checkpoint.codec_spec, weights, config.num_threads)
 
 
 def _deadline(timeout_s: float | None) -> float | None:

@@ -14,6 +14,8 @@ import numpy as np
 import numpy.typing as npt
 import openvino as ov
 import torch
+from openvino.frontend import FrontEndManager
+from openvino.frontend.pytorch.ts_decoder import TorchScriptPythonDecoder
 from torch import Tensor
 
 from worker.engine.mimi import STREAM_CHUNK, Mimi
@@ -131,7 +133,14 @@ def _graph(mimi: Mimi) -> ov.Model:
         # deprecated for torch.export, which takes several times as long and warns in its turn
         warnings.simplefilter("ignore", DeprecationWarning)
         traced = cast(Any, torch.jit).trace(_Decoder(mimi), inputs, check_trace=False)
-        return ov.convert_model(traced, example_input=inputs)
+        return _converted(traced, inputs)
+
+
+def _converted(traced: Any, inputs: tuple[Tensor, ...]) -> ov.Model:
+    """As `openvino.convert_model` does, which would also report its use to its makers."""
+    frontend = FrontEndManager().load_by_framework("pytorch")
+    decoder = TorchScriptPythonDecoder(traced, example_input=inputs)
+    return frontend.convert(frontend.load(decoder))  # which needs the decoder alive until then
 
 
 def _compiled(model: ov.Model, num_threads: int) -> ov.CompiledModel:

@@ -131,7 +131,7 @@ class OpenvinoRunner:
     def run(self, batch: Batch) -> dict[Turn, Codes]:
         codes = self._frame(batch.speaking) if batch.speaking else {}
         sequences = {prefill.turn: self._piece(prefill) for prefill in batch.prefills}
-        sequences |= {turn: self._next_row(turn, said) for turn, said in codes.items()}
+        sequences |= self._next_rows(codes)
         if sequences:
             states = self._read(list(sequences.values()))
             self._hidden |= dict(zip(sequences, states, strict=True))
@@ -170,9 +170,14 @@ class OpenvinoRunner:
         rows = self._embed(self._speakers[turn].prompt, start, stop)
         return _Sequence(rows, start, self._room(turn, stop))
 
-    def _next_row(self, turn: Turn, codes: Codes) -> _Sequence:
-        row = self._embed_frames(codes[None])
-        return _Sequence(row, turn.position, self._room(turn, turn.position + 1))
+    def _next_rows(self, codes: dict[Turn, Codes]) -> dict[Turn, _Sequence]:
+        if not codes:
+            return {}
+        rows = self._embed_frames(np.stack(list(codes.values())))
+        return {
+            turn: _Sequence(row[None], turn.position, self._room(turn, turn.position + 1))
+            for turn, row in zip(codes, rows, strict=True)
+        }
 
     def _read(self, sequences: list[_Sequence]) -> Floats:
         """Reads each sequence's rows; the hidden state of its last one, (sequences, W).

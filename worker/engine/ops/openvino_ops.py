@@ -161,11 +161,18 @@ class OpenvinoOps:
         race = op.divide(logits, op.select(is_hot, heat, constant(1.0, np.float32)))
         race = op.subtract(race, op.log(noise))
         race = op.select(op.less(logits, kth), constant(_LEAST, np.float32), race)
-        pick = op.select(is_hot, race, logits)
-        best = op.topk(
-            pick, constant(1, np.int32), 1, "max", "value", index_element_type="i32", stable=True
-        )
-        return op.squeeze(best.output(1), _ints(1))
+        return _first_best(op.select(is_hot, race, logits), codes)
+
+
+def _first_best(values: Node, count: int) -> Node:
+    """The index (B,) int32 of each row's best of `count`; of equals the first, as PyTorch takes it.
+
+    OpenVINO's own top-k takes any of equals, and its stable one is many times slower.
+    """
+    places = constant(np.arange(count)[None], np.float32)
+    is_best = op.equal(values, op.reduce_max(values, _ints(1), True))
+    beyond = constant(count, np.float32)
+    return op.convert(op.reduce_min(op.select(is_best, places, beyond), _ints(1)), ov.Type.i32)
 
 
 def _size(x: Node, axis: int) -> int:
