@@ -31,6 +31,7 @@ from shared.settings import Settings
 PACKAGES = {
     "torch": "worker",
     "av": "worker",
+    "openvino": "cpu",
     "celery": "",
     "redis": "",
     "fastapi": "api",
@@ -116,7 +117,12 @@ def model_rows(describe: Sequence[str]) -> list[Row]:
     if told is None:
         words = ended.stderr.strip().splitlines() or ["nothing"]
         return [Row("model", Level.FAIL, f"the worker said: {words[-1]}", "reinstall echoforge")]
-    return [_model_row(told), Row("device", Level.OK, str(told.get("device") or "unknown"))]
+    return [_model_row(told), _device_row(told)]
+
+
+def _device_row(told: dict[str, Any]) -> Row:
+    words = [str(told[key]) for key in ("device", "precision") if told.get(key)]
+    return Row("device", Level.OK, ", ".join(words) or "unknown")
 
 
 def redis_row(settings: Settings) -> Row:

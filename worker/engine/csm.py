@@ -41,8 +41,9 @@ class Transformer(Generic[T]):
         return ops.linear(ops.merge_heads(seen), self._of(index, "out"))
 
     def _feed_forward(self, index: int, x: T) -> T:
-        gate_up = self.ops.linear(self._normed(index, "mlp_norm", x), self._of(index, "gate_up"))
-        return self.ops.linear(self.ops.swiglu(gate_up), self._of(index, "down"))
+        x = self._normed(index, "mlp_norm", x)
+        gate, up = (self.ops.linear(x, self._of(index, part)) for part in ("gate", "up"))
+        return self.ops.linear(self.ops.swiglu(gate, up), self._of(index, "down"))
 
     def _normed(self, index: int, norm: str, x: T) -> T:
         return self.ops.rms_norm(x, self._of(index, norm), self.spec.eps)

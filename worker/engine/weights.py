@@ -1,7 +1,7 @@
 """A checkpoint's tensors, arranged as the model multiplies by them; and what it must hold.
 
-q, k, v and gate, up are fused, so that each input is read once. The depth decoder's embedding is
-projected once, which saves a product in 31 of 32 passes. Knows names and shapes; knows no files.
+q, k and v are fused, so that their input is read once. The depth decoder's embedding is projected
+once, which saves a product in 31 of 32 passes. Knows names and shapes; knows no files.
 """
 
 from __future__ import annotations
@@ -76,9 +76,8 @@ def _stack_matrices(
         attn, mlp = f"{prefix}layers.{i}.self_attn.", f"{prefix}layers.{i}.mlp."
         yield f"{name}.{i}.qkv", torch.cat([weights[f"{attn}{n}_proj.weight"] for n in "qkv"])
         yield f"{name}.{i}.out", weights[f"{attn}o_proj.weight"]
-        gate_up = [weights[f"{mlp}{n}_proj.weight"] for n in ("gate", "up")]
-        yield f"{name}.{i}.gate_up", torch.cat(gate_up)
-        yield f"{name}.{i}.down", weights[f"{mlp}down_proj.weight"]
+        for part in ("gate", "up", "down"):
+            yield f"{name}.{i}.{part}", weights[f"{mlp}{part}_proj.weight"]
 
 
 def csm_shapes(spec: CsmSpec) -> dict[str, tuple[int, ...]]:

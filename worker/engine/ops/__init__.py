@@ -49,8 +49,8 @@ class Ops(Protocol[T]):
         `mask` is true where a row is seen; None lets all be seen.
         """
 
-    def swiglu(self, gate_up: T) -> T:
-        """(..., 2 F) -> (..., F): silu(first half) * second (Shazeer 2020, arXiv:2002.05202)."""
+    def swiglu(self, gate: T, up: T) -> T:
+        """silu(gate) * up (Shazeer 2020, arXiv:2002.05202)."""
 
     def join(self, parts: Sequence[T], axis: int) -> T:
         """Arrays one after the other along `axis`."""

@@ -126,10 +126,7 @@ class OpenvinoOps:
         mixed = op.matmul(op.softmax(scores, -1), v, False, False)
         return op.reshape(mixed, _ints(-1, heads, rows, head_dim), False)
 
-    def swiglu(self, gate_up: Node) -> Node:
-        half = _size(gate_up, 2) // 2
-        gate = op.slice(gate_up, _ints(0), _ints(half), _ints(1), _ints(2))
-        up = op.slice(gate_up, _ints(half), _ints(2 * half), _ints(1), _ints(2))
+    def swiglu(self, gate: Node, up: Node) -> Node:
         return op.multiply(op.swish(gate), up)
 
     def join(self, parts: Sequence[Node], axis: int) -> Node:

@@ -50,8 +50,7 @@ class TorchOps:
     def attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
         return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=True)
 
-    def swiglu(self, gate_up: Tensor) -> Tensor:
-        gate, up = gate_up.chunk(2, dim=-1)
+    def swiglu(self, gate: Tensor, up: Tensor) -> Tensor:
         return F.silu(gate) * up
 
     def join(self, parts: Sequence[Tensor], axis: int) -> Tensor:
