@@ -12,7 +12,8 @@ from transformers import CsmConfig
 
 from tests.checkpoints import LLAMA3, random_model, write_transformers
 from tests.engine.test_parity import greedy_of_transformers
-from worker.engine.checkpoint import load_checkpoint
+from worker.engine.backends import Backend
+from worker.engine.checkpoint import Checkpoint, load_checkpoint
 from worker.engine.engine import Engine, EngineConfig
 from worker.engine.sampling import Sampling
 from worker.engine.utterance import Utterance
@@ -46,11 +47,18 @@ def test_greedy_codes_of_the_full_shape_are_transformers(tmp_path: Path) -> None
     theirs = greedy_of_transformers(model, ids, NUM_FRAMES)
     del model
     gc.collect()
-    engine = Engine(checkpoint, EngineConfig(num_slots=1, max_positions=256))
-    engine.start()
+    assert len(np.unique(theirs)) > 60
+    for backend in ("torch", "openvino"):
+        ours = greedy_codes(checkpoint, backend)
+        print(f"\n{backend}: peak memory, transformers included: {peak_gb():.1f} GB")
+        assert np.array_equal(ours, theirs), backend
+
+
+def greedy_codes(checkpoint: Checkpoint, backend: Backend) -> np.ndarray:
+    config = EngineConfig(num_slots=1, max_positions=256, backend=backend, precision="fp32")
+    engine = Engine(checkpoint, config).start()
     said = Utterance(TEXT, 1, Sampling(temperature=0), max_frames=NUM_FRAMES)
-    ours = engine.submit(said).result(900).codes
+    codes = engine.submit(said).result(900).codes
     engine.stop()
-    print(f"\npeak memory, transformers and its checkpoint included: {peak_gb():.1f} GB")
-    assert np.array_equal(ours, theirs)
-    assert len(np.unique(ours)) > 60
+    gc.collect()
+    return codes

@@ -18,7 +18,7 @@ from worker.engine.weights import BACKBONE, csm_shapes
 # a weight in bytes, with its share of the scales
 BYTES = {"fp32": 4.0, "bf16": 2.0, "int8": 1.0, "int4": 0.54}
 PASS_BYTES = 2_400_000  # what a compiled graph keeps for one layer of one depth pass, measured
-PROCESS_BYTES = 700_000_000  # libraries, the codec and its buffers, measured
+PROCESS_BYTES = 1_100_000_000  # libraries, the codec and its buffers, measured
 MEMINFO = Path("/proc/meminfo")
 CGROUP = Path("/sys/fs/cgroup")
 
