@@ -38,8 +38,8 @@ parity: $(READY) ## CSM-1B's full shape against transformers: minutes, about 9 G
 chaos: $(READY) ## 600 jobs while workers and Redis are killed all the time; counts what broke
 	@$(BIN)/python -m tests.chaos $(ARGS)
 
-bench: $(READY) ## s/frame and RTF at 1, 2, 4, 8 slots beside transformers, in one run
-	@$(BIN)/python -m benchmarks.engine $(ARGS)
+bench: $(READY) ## engine beside transformers, start-up, service beside the engine: 15 minutes, 20 GB
+	@$(BIN)/python -m benchmarks $(ARGS)
 
 clean: ## remove the virtual environment and caches
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis build *.egg-info

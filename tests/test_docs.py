@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
 import typer.main
 
+from benchmarks.table import BEGIN, END, table
 from client.cli import app
 from shared.settings import Settings
 
@@ -61,6 +63,13 @@ def test_relative_links_lead_to_something() -> None:
         if not (doc.parent / link.partition("#")[0]).exists()
     ]
     assert broken == []
+
+
+def test_the_readmes_table_is_made_from_the_latest_measurements() -> None:
+    latest = sorted((ROOT / "benchmarks" / "results").glob("*-csm-1b.json"))[-1]
+    made = table(json.loads(latest.read_text(encoding="utf-8")))
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert f"{BEGIN}\n{made}\n{END}" in readme
 
 
 def test_every_file_named_exists() -> None:

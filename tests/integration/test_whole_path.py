@@ -21,6 +21,7 @@ from worker.engine.checkpoint import load_checkpoint
 from worker.engine.engine import Engine, EngineConfig
 from worker.engine.sampling import Sampling
 from worker.engine.utterance import Utterance
+from worker.precision import Served
 
 pytestmark = pytest.mark.integration
 SEED_EXAMPLE = {
@@ -61,15 +62,18 @@ def test_the_prototypes_example_request_becomes_sound(service: Service, tmp_path
     assert len(decoded(path)) / 24_000 == pytest.approx(done["output"]["duration_s"])
 
 
+@pytest.mark.parametrize("served", [Served("torch", "fp32"), Served("openvino", "int8")])
 def test_the_sound_is_what_the_model_says_for_that_text_and_seed(
-    service: Service, tiny_path: Path, tmp_path: Path
+    service: Service, tiny_path: Path, tmp_path: Path, served: Served
 ) -> None:
-    service.start_worker()
+    service.start_worker(precision=served.precision)
     service.start_api()
     service.await_workers(1)
     path = tmp_path / "out.flac"
     service.client.say("Hear me.", path, seed=11, format="flac", max_audio_seconds=1.2)
-    config = EngineConfig(num_slots=1, max_positions=512)
+    config = EngineConfig(
+        num_slots=1, max_positions=512, backend=served.backend, precision=served.precision
+    )
     engine = Engine(load_checkpoint(tiny_path), config).start()
     speech = engine.submit(Utterance("Hear me.", 1, Sampling(seed=11), max_frames=15)).result(60)
     engine.stop()
