@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -133,8 +134,9 @@ def test_a_directory_that_is_no_model_is_refused(settings: Settings, tmp_path: P
 def test_the_script_speaks(tmp_path: Path) -> None:
     out = tmp_path / "said.wav"
     command = [sys.executable, "scripts/direct_csm_test.py", "Your text here", "-o", str(out)]
+    env = os.environ | {"ECHOFORGE_DATA_DIR": str(tmp_path / "data")}
     done = subprocess.run(
-        [*command, "--model", "csm-tiny"], capture_output=True, text=True, check=False
+        [*command, "--model", "csm-tiny"], capture_output=True, text=True, check=False, env=env
     )
     assert done.returncode == 0, done.stderr
     assert "untrained" in done.stdout

@@ -27,7 +27,7 @@ from worker.engine.spec import CsmSpec
 from worker.engine.weights import Weights, depth_table, matrices, vectors
 
 log = logging.getLogger(__name__)
-VERSION = "1"  # of the layout below; another one is packed anew, under another name
+VERSION = "2"  # of names and layout: raise it when either changes, and all is packed anew
 CODES, SCALES = ".codes", ".scales"
 _SAMPLE = 4096  # bytes of a tensor's start, middle and end that go into the fingerprint
 
