@@ -20,7 +20,9 @@ from worker.engine.utterance import Handle, Segment, Utterance
 
 NUM_UTTERANCES = 500
 WAIT_S = 120.0
-GROWTH_BYTES = 30_000_000  # what an allocator may keep; 500 leaked slots would be 1 GB and more
+GROWTH_BYTES = (
+    80_000_000  # what allocators and caches of shapes keep: 30 MB were seen, levelling off
+)
 
 
 @pytest.fixture
