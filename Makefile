@@ -32,7 +32,7 @@ check: $(READY) ## format, lint, types, who imports whom
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports
 
-parity: $(READY) ## CSM-1B's full shape against transformers: minutes, about 9 GB
+parity: $(READY) ## CSM-1B's full shape against transformers: minutes, about 12 GB
 	@$(BIN)/python -m pytest -m slow -s tests/engine
 
 chaos: $(READY) ## 600 jobs while workers and Redis are killed all the time; counts what broke
