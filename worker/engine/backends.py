@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Literal, TypedDict
+from typing import Literal, TypedDict, Unpack
 
 import torch
-from typing_extensions import Unpack
 
 from worker.engine.checkpoint import Checkpoint
 from worker.engine.memory import check_memory, free_memory, openvino_bytes, torch_bytes
